@@ -4,7 +4,8 @@ PREFIX  ?= /usr/local
 # Programs that the tests use besides Rust: senders, receivers, peers and validators.
 PACKAGES = gcc libc6-dev iproute2 iptables tcpdump iperf iputils-ping python3-scapy ethtool curl \
            smcroute util-linux frr igmpproxy docker.io docker-compose podman prometheus \
-           python3-jsonschema python3-yaml mandoc clang-14 llvm-14 libbpf-dev bpftool etcd-server \
+           python3-jsonschema python3-yaml python3-zeroconf avahi-daemon minidlna wsdd \
+           mandoc clang-14 llvm-14 libbpf-dev bpftool etcd-server bind9 nsd tshark \
            python3-httpx python3-h2
 # What tests in user-mode Linux need. Not every Debian has it.
 UML_PACKAGES = user-mode-linux busybox-static kmod cpio xz-utils
@@ -136,7 +137,8 @@ test-packet: packages
 	MCASTOR_TEST_PLANE=packet cargo test --locked --test netns
 
 # Runs tests inside the kernels of Debian 11, 12 and 13, the newest one, and user-mode Linux, without
-# KVM. Downloads 400 MB to target/kernels. Takes hours; KERNELS="6.1 uml" runs two of them.
+# KVM. Builds the AMT driver of Linux for the kernel of Debian 12. Downloads 550 MB, mostly to
+# target/kernels. Takes hours; KERNELS="6.1 uml" runs two of them.
 KERNELS ?= 5.10 6.1 6.12 newest uml
 test-kernels: packages
 	@$(MAKE) --no-print-directory packages PACKAGES="$(UML_PACKAGES) qemu-system-x86"

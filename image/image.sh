@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Builds the container images: image.sh IMAGE PLATFORM[,PLATFORM...]
 #
-# One platform: IMAGE:VERSION and IMAGE:latest, IMAGE-mnat-ingress, IMAGE-mnat-egress and
-# IMAGE-mnat-server with the same tags, and IMAGE:debug. Several: each with the architecture behind the tag, IMAGE:VERSION-arm64, and
-# the platform of this machine also without. Nothing runs in the build, so no emulator is needed.
+# One platform: IMAGE:VERSION and IMAGE:latest, IMAGE-mnat-ingress, IMAGE-mnat-egress,
+# IMAGE-mnat-server and IMAGE-driad-ingest with the same tags, and IMAGE:debug. Several: each with
+# the architecture behind the tag, IMAGE:VERSION-arm64, and the platform of this machine also without. Nothing runs in the build, so no emulator is needed.
 # ENGINE is docker (the default) or podman.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -44,7 +44,7 @@ for platform in "${platforms[@]}"; do
   [ "${#platforms[@]}" -eq 1 ] || [ "$platform" != "$own" ] || tags+=("$version-$arch")
   # shellcheck disable=SC2046
   build "$folder" "$platform" --target mcastor $(tagged "$image")
-  for part in mnat-ingress mnat-egress mnat-server; do
+  for part in mnat-ingress mnat-egress mnat-server driad-ingest; do
     # shellcheck disable=SC2046
     build "$folder" "$platform" --target "$part" $(tagged "$image-$part")
   done

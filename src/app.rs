@@ -8,14 +8,16 @@ mod listeners;
 mod plane;
 pub mod service;
 mod state;
+mod tunnel_names;
 pub mod upgrade;
 
 use kept_memberships::{end_former_when_joined, start_keeper};
 use listeners::{control_place, open_control, open_http, remove_former};
 use plane::ChosenPlane;
-pub use service::OnStarted;
+pub use service::{NeedsReload, OnStarted};
 use service::{Script, ScriptEvent};
 use state::OpenState;
+use tunnel_names::TunnelNameError;
 use upgrade::{Inheritance, Outgoing, Predecessor};
 
 use std::cell::RefCell;
@@ -35,19 +37,20 @@ use tracing::{debug, error, info, warn};
 
 use crate::actors::RouterContext;
 use crate::actors::control::links::LinkSource;
-use crate::actors::integrations::amt;
 use crate::actors::integrations::docker::read_names_first;
 use crate::actors::integrations::mnat::reconfigure;
+use crate::actors::integrations::{amt, discovery};
 use crate::actors::messages::{Barrier, KeepMemberships, PanicIn, ReplaceRules, Shutdown};
-use crate::actors::shared::{AmtSettings, ProcessRequest};
+use crate::actors::shared::{AmtSettings, DiscoverySettings, ProcessRequest};
 use crate::actors::supervisor::{Supervisor, SupervisorConfig};
 use crate::api::UpgradeReport;
+use crate::discovery::config::joins as discovery_joins;
 use crate::frontend;
 use crate::frontend::http::HttpConfig;
 use crate::frontend::unix_socket::{BindError, ListeningSocket};
 use crate::metrics::Catalog;
 use crate::mnat::{self, Config};
-use crate::model::{IfPattern, ProxyRule, RouteName};
+use crate::model::{IfPattern, JoinRule, ProxyRule, RouteName};
 use crate::settings::{LimitSettings, Settings, SettingsReport, StateSettings};
 use crate::store::StateFolderError;
 use crate::sys;
@@ -101,6 +104,9 @@ pub enum AppError {
         /// The error of the kernel.
         cause: io::Error,
     },
+    /// A tunnel interface cannot have its name.
+    #[error(transparent)]
+    TunnelName(#[from] TunnelNameError),
     /// Another process uses the folder of the state.
     #[error("state: {0}")]
     StateInUse(#[from] StateFolderError),
@@ -120,6 +126,8 @@ pub struct Options {
     pub settings: Settings,
     /// Loads the settings at each reload.
     pub load: Load,
+    /// Tells when the settings depend on a file that changed.
+    pub needs_reload: Option<NeedsReload>,
     /// The pid file to write; it is removed on exit.
     pub pid_file: Option<PathBuf>,
     /// One end of multicast NAT from the command line. It overrides the `[mnat]` settings.
@@ -224,6 +232,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     // Parsing the settings needs much more memory than the result.
     sys::memory::release_freed();
     let mut active_settings = options.settings;
+    tunnel_names::refuse_taken(&active_settings)?;
     active_settings
         .notes()
         .iter()
@@ -233,6 +242,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     let mnat = mnat_override.or(active_settings.mnat.as_ref()).cloned();
     let rib = take_rib(&mut active_settings, mnat.as_ref());
     let is_empty = rib.rules.is_empty() && rib.proxies.is_empty() && rib.joins.is_empty();
+    let is_empty = is_empty && rib.discovery.is_empty();
     if is_empty && mnat.is_none() && matches!(options.clients, Clients::Control) {
         warn!(
             "nothing is configured: without [[route]], [[proxy]] or [[join]] no packet is \
@@ -338,6 +348,10 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     note_load_time(&context);
     context.mnat.store(mnat.map(Arc::new));
     amt::prepare(&context, amt_settings(settings));
+    let rules = settings.discovery.clone();
+    context
+        .discovery
+        .store(Arc::new(DiscoverySettings { rules, mark }));
     let take_over = inherited.map(|inherited| inherited.prepare(&context));
     read_names_first(&context).await;
     let supervisor = Supervisor::new(SupervisorConfig {
@@ -403,6 +417,9 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         }
     };
     actix::spawn(service::watch_usage(context.clone()));
+    if let Some(needs_reload) = options.needs_reload {
+        actix::spawn(service::reload_on_demand(context.clone(), needs_reload));
+    }
     if has_state {
         actix::spawn(state::keep_counters(context.clone()));
     }
@@ -643,6 +660,7 @@ async fn apply_loaded(
     if let Some(why) = &settings.unreadable {
         return Err(refused(why));
     }
+    tunnel_names::refuse_taken(&settings).map_err(|e| refused(&e))?;
     let (notes, routes) = (settings.notes(), settings.routes.len());
     let mnat = mnat_override.or(settings.mnat.as_ref()).cloned();
     let replace = ReplaceRules(take_rib(&mut settings, mnat.as_ref()));
@@ -650,6 +668,13 @@ async fn apply_loaded(
     let has_amt_changed = **context.amt.load() != amt_settings;
     if has_amt_changed {
         amt::prepare(context, amt_settings);
+    }
+    let former_discovery = context.discovery.load_full();
+    let has_discovery_changed = former_discovery.rules != settings.discovery;
+    if has_discovery_changed {
+        let (rules, mark) = (settings.discovery.clone(), former_discovery.mark);
+        let discovery = DiscoverySettings { rules, mark };
+        context.discovery.store(Arc::new(discovery));
     }
     let directory = &context.directory;
     let applied = directory.ask(replace, RELOAD_TIMEOUT).await.is_ok()
@@ -680,6 +705,9 @@ async fn apply_loaded(
     }
     if has_amt_changed {
         amt::reconfigure(context, supervisor);
+    }
+    if has_discovery_changed {
+        discovery::reconfigure(context, supervisor);
     }
     if mnat_override.is_none() && old.mnat != new.mnat {
         reconfigure(context, supervisor, mnat.map(Arc::new));
@@ -774,9 +802,14 @@ fn take_rib(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
     proxies.extend(mnat.and_then(member_proxy));
     Rib {
         rules: std::mem::take(&mut settings.routes).into(),
-        joins: std::mem::take(&mut settings.joins),
+        joins: joins_with_discovery(settings),
         proxies,
         tunnels: amt::tunnel_interfaces(&settings.amt),
+        discovery: settings
+            .discovery
+            .iter()
+            .flat_map(|rule| rule.patterns().cloned())
+            .collect(),
         interfaces: settings
             .interfaces
             .iter()
@@ -792,9 +825,25 @@ fn take_rib(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
                 disabled: !i.enabled,
                 capture: i.capture,
                 kernel_forwarding: i.kernel_forwarding,
+                bandwidth: i.bandwidth,
             })
             .collect(),
     }
+}
+
+/// Returns the joins of the settings, and those of the groups of discovery.
+fn joins_with_discovery(settings: &mut Settings) -> Vec<JoinRule> {
+    let mut joins = std::mem::take(&mut settings.joins);
+    for join in discovery_joins(&settings.discovery) {
+        let is_same = |other: &JoinRule| {
+            (&other.interface, other.source, other.group)
+                == (&join.interface, join.source, join.group)
+        };
+        if !joins.iter().any(is_same) {
+            joins.push(join);
+        }
+    }
+    joins
 }
 
 /// Returns the proxy with which an MNAT egress learns the groups of its members. It has no

@@ -63,8 +63,8 @@
 //! A module may use the modules to its left, and none to its right:
 //!
 //! ```text
-//! model -> wire -> membership -> amt | table -> forward -> pipeline -> planes -> actors -> frontend
-//!       -> app -> cli
+//! model -> wire -> membership -> amt | discovery | table -> forward -> pipeline -> planes
+//!       -> actors -> frontend -> app -> cli
 //! ```
 //!
 //! - [`sys`] is the only module with unsafe code. It uses [`model`] and [`wire`]. Its users are the
@@ -81,6 +81,8 @@
 //! - [`amt`] holds gateways and relays of AMT as state machines. Their interfaces are no links of the
 //!   kernel: [`planes::tunnel`] receives and sends their packets, and [`actors::integrations::amt`]
 //!   drives them.
+//! - [`discovery`] relays discovery protocols between links as a state machine, which
+//!   [`actors::integrations::discovery`] drives.
 //! - [`store`] keeps what the membership and mnat actors learned, for the next process.
 //! - [`smcroute`] implements the interfaces of smcroute: its configuration file, which [`settings`]
 //!   reads, its tables, and the messages of its socket. The commands `smcrouted` and `smcroutectl`
@@ -113,6 +115,7 @@ pub mod api;
 pub mod app;
 pub mod cli;
 pub mod demo;
+pub mod discovery;
 pub mod docker;
 pub mod doctor;
 pub mod forward;

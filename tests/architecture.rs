@@ -24,6 +24,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("membership", &["model", "wire"]),
     // Tunnels to and from networks without multicast.
     ("amt", &["model", "wire", "membership"]),
+    // Discovery protocols between networks.
+    ("discovery", &["model", "wire"]),
     ("table", &["model"]),
     ("forward", &["model", "wire", "table"]),
     // System calls. The only module with unsafe code.
@@ -68,9 +70,11 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "model",
             "wire::amt::PORT",
+            "discovery::config",
+            "discovery::offer",
+            "discovery::protocol",
             "amt::candidate",
             "amt::config",
-            "amt::relay::RelayConfig",
             "mnat::config",
             "smcroute::conf",
             "igmpproxy::conf",
@@ -92,6 +96,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "metrics",
             "mnat",
             "amt",
+            "discovery",
             "docker",
             "store",
         ],
@@ -108,6 +113,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "api",
             "mnat",
             "smcroute",
+            "discovery::config",
+            "discovery::protocol",
             "actors",
             "pipeline::packet_trace",
             "sys::thread_priority",
@@ -124,6 +131,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "sys",
             "metrics",
             "settings",
+            "discovery::config",
             "actors",
             "frontend",
             "api",
@@ -149,6 +157,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "model",
             "wire::reason_enum",
+            "discovery::askers::FIRST_PORT",
             "api",
             "sys::burst_limit",
             "sys::capabilities",

@@ -11,6 +11,8 @@ use mcastor::amt::AmtRefusal;
 use mcastor::api::ShowQuery;
 use mcastor::api::openapi::api_paths;
 use mcastor::app::children;
+use mcastor::discovery::protocol::DiscoveryProtocol;
+use mcastor::discovery::reason::WithheldReason;
 use mcastor::doctor::Cause;
 use mcastor::doctor::examine::NORMAL_REASONS;
 use mcastor::forward::DropReason;
@@ -106,6 +108,11 @@ fn catalogue_text() -> String {
     catalog.amt.count_refused("eth0", "wrong_mac", 1);
     catalog.amt.count_discovery("eth0", "driad", "found");
     catalog.amt.add_copies("eth0", 1, 1, 1);
+    catalog.discovery.count_message("mdns", "question");
+    catalog
+        .discovery
+        .count_withheld("mdns", "question", "denied");
+    catalog.discovery.set_known("mdns", 1, 1);
     catalog.count_ended_flows("eth0", FlowEnd::Idle, 1);
     catalog.count_evicted_dropped_flows("eth0", 1);
     catalog.count_takeovers("eth0", TakeoverRole::Ingress, 1);
@@ -225,7 +232,9 @@ fn values_of_fixed_labels_are_complete() {
         .expect("a chapter of labels");
     let labels = labels.split("\n## ").next().unwrap();
     let families = TranslationKind::ALL.map(TranslationKind::label);
-    let protocols = Protocol::ALL.map(Protocol::label);
+    let mut protocols = Protocol::ALL.map(Protocol::label).to_vec();
+    protocols.extend(DiscoveryProtocol::NAMED.map(|(name, _)| name));
+    protocols.extend(["group", "broadcast"]);
     let directions = ["received", "transmitted"];
     for (label, values) in [
         ("actor", &children::roles()[..]),
@@ -324,6 +333,17 @@ fn amt_refusals_table_matches_the_code() {
     }
     let labels = first_column(&text, "## Refused messages");
     assert_eq!(labels.len(), AmtRefusal::COUNT);
+}
+
+#[test]
+fn withheld_reasons_table_matches_the_code() {
+    let text = read("docs/discovery.md");
+    for reason in WithheldReason::ALL {
+        let row = format!("| `{}` | {} |", reason.label(), reason.meaning());
+        assert!(text.contains(&row), "docs/discovery.md lacks a row {row}");
+    }
+    let labels = first_column(&text, "## Reasons");
+    assert_eq!(labels.len(), WithheldReason::COUNT);
 }
 
 #[test]
@@ -465,14 +485,25 @@ fn settings_in_compose_files_load() {
     assert!(seen > 10, "{seen} variables");
 }
 
-#[test]
-fn containers_document_shows_the_bridge_example() {
-    let example = read("conf/compose/bridge.yml");
+/// Checks that the first YAML block of a document is an example without its comments.
+#[track_caller]
+fn assert_shows_example(document: &str, example: &str) {
+    let example = read(example);
     let lines = example.lines().filter(|l| !l.trim().starts_with('#'));
     let plain: String = lines.map(|l| format!("{l}\n")).collect();
-    let shown = blocks(&read("docs/containers.md"));
+    let shown = blocks(&read(document));
     let shown = shown.into_iter().find(|(_, info, _)| info == "yaml");
     assert_eq!(shown.unwrap().2, plain);
+}
+
+#[test]
+fn containers_document_shows_the_bridge_example() {
+    assert_shows_example("docs/containers.md", "conf/compose/bridge.yml");
+}
+
+#[test]
+fn amt_document_shows_the_compose_example() {
+    assert_shows_example("docs/amt.md", "conf/compose/amt.yml");
 }
 
 /// The `docker run` lines of README set the variables, the network and the listener of bridge.yml.
@@ -693,6 +724,7 @@ fn dashboard_states_and_limits_are_readable() {
         "mcastor_querier",
         "mcastor_docker_connected",
         "mcastor_mnat_server_up",
+        "mcastor_amt_relay_state",
     ] {
         let panel = panel(metric);
         assert_eq!(panel["type"], "state-timeline", "{metric}");

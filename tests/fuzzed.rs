@@ -308,6 +308,30 @@ fn amt() {
     try_all(harness::amt, cases() / 10, amt_message);
 }
 
+/// Returns a byte that chooses the protocol, and a message of discovery, often with an error.
+fn discovery_message(random: &mut Random) -> Vec<u8> {
+    const MESSAGES: [&[u8]; 6] = [
+        b"M-SEARCH * HTTP/1.1\r\nST: upnp:rootdevice\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nST: x\r\nLOCATION: http://10.0.2.9:80/a\r\n\r\n",
+        b"<e:Envelope><e:Body><d:Probe><d:Types>a:b</d:Types></d:Probe></e:Body></e:Envelope>",
+        b"\0\0\0\0\0\x01\0\0\0\0\0\0\x05_http\x04_tcp\x05local\0\0\x0c\0\x01",
+        b"\0\0\x84\0\0\0\0\x01\0\0\0\0\x05_http\x04_tcp\x05local\0\0\x0c\0\x01\0\0\0\x09\0\x04\x01x\xc0\x0c",
+        b"\x06\x10\x02\x01\0\x0e\x08\x01\x0a\0\x01\x09\x0e\x57",
+    ];
+    let mut input = vec![random.next() as u8];
+    input.extend(*random.one_of(&MESSAGES));
+    if random.below(2) == 0 {
+        random.mutate(&mut input);
+    }
+    input
+}
+
+#[test]
+fn discovery() {
+    // Each case builds a machine with open questions.
+    try_all(harness::discovery, cases() / 10, discovery_message);
+}
+
 #[test]
 fn translate() {
     try_all(harness::translate, cases(), |random| {

@@ -4,7 +4,9 @@
 set -eu
 missing=
 for package in "$@"; do
-  dpkg -s "$package" >/dev/null 2>&1 || missing="$missing $package"
+  # A package that was removed is still known to dpkg.
+  [ "$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] ||
+    missing="$missing $package"
 done
 [ -n "$missing" ] || exit 0
 echo "installing:$missing"

@@ -240,6 +240,52 @@ check "the additions of docs/install.md for forwarding in the kernel" drop_in \
 equal "packets with them" 20 "$(forwarded 225.1.2.5)"
 is_in_kernel() { inside mcastor show flows --json | grep -q '"plane": "ebpf"'; }
 check "the kernel forwards the flow" is_in_kernel
+
+# --- an unexpected end ----------------------------------------------------------------------------
+# Prints how many of 200 looks, while the process is killed and started again, found the group joined.
+joined_during_restart() {
+  inside sh -c '
+    kill -KILL "$1"
+    joined=0
+    for look in $(seq 200); do
+      if ip maddress show dev in0 | grep -q "225\.1\.2\.5"; then joined=$((joined + 1)); fi
+      sleep 0.01
+    done
+    echo "$joined"' sh "$(unit MainPID)"
+}
+stored() { [ "$(unit NFileDescriptorStore)" -gt 0 ]; }
+check "the service manager holds sockets of memberships" await stored
+pid=$(unit MainPID)
+equal "looks that find the group joined, during kill and restart" 200 "$(joined_during_restart)"
+# The process first: the state is still that of the killed one for a moment.
+is_restarted() {
+  case $(unit MainPID) in 0 | "$pid") false ;; *) [ "$(unit ActiveState)" = active ] ;; esac
+}
+check "the process is another one" await is_restarted
+# Kills the process, which systemd does not start again, and forwards without it.
+in_kernel=("AmbientCapabilities=CAP_NET_ADMIN CAP_BPF CAP_PERFMON"
+  "CapabilityBoundingSet=CAP_NET_ADMIN CAP_BPF CAP_PERFMON" "SystemCallFilter=bpf" "Restart=no")
+without_process() {
+  forwarded 225.1.2.5 > /dev/null
+  await is_in_kernel
+  inside systemctl kill --signal=KILL mcastor
+  await is_failed
+  forwarded 225.1.2.5
+}
+is_failed() { [ "$(unit ActiveState)" = failed ]; }
+drop_in "${in_kernel[@]}"
+equal "packets without the process, by filters" 20 "$(without_process)"
+inside mount -t bpf bpf /sys/fs/bpf
+check "the additions of docs/install.md for a BPF file system" drop_in "${in_kernel[@]}" \
+  DynamicUser=no User=root ReadWritePaths=/sys/fs/bpf
+check "programs are pinned" inside sh -c 'ls /sys/fs/bpf/mcastor/*/*/link-* /sys/fs/bpf/mcastor/*/*/filter-* 2>/dev/null | grep .'
+equal "packets without the process, by pinned programs" 20 "$(without_process)"
+check "the next process starts" inside systemctl start mcastor
+equal "packets with it" 20 "$(forwarded 225.1.2.5)"
+check "the service stops" inside systemctl stop mcastor
+refuse "nothing is pinned after a stop" inside test -e /sys/fs/bpf/mcastor
+inside umount /sys/fs/bpf
+
 # systemd 253 and newer wait for the messages of a reload by themselves.
 version=$(inside systemctl --version | awk 'NR == 1 { print $2 }')
 if [ "$version" -ge 253 ]; then
@@ -261,10 +307,6 @@ settings 225.1.2.3
 check "the service starts again" inside systemctl restart mcastor
 pid=$(unit MainPID)
 inside kill -KILL "$pid"
-# The process first: the state is still that of the killed one for a moment.
-is_restarted() {
-  case $(unit MainPID) in 0 | "$pid") false ;; *) [ "$(unit ActiveState)" = active ] ;; esac
-}
 check "a killed process is restarted" await is_restarted
 equal "packets after the restart" 20 "$(forwarded 225.1.2.3)"
 pid=$(unit MainPID)

@@ -288,21 +288,28 @@ fn known_keys() -> BTreeSet<String> {
 }
 
 /// The tables that can be repeated.
-const LISTS: [&str; 4] = ["interface", "route", "join", "proxy"];
+const LISTS: [&str; 5] = ["interface", "route", "join", "proxy", "discovery"];
 
 /// Keys that contain a table themselves, and its header.
-const TABLES_IN_TABLES: [(&str, &str); 7] = [
+const TABLES_IN_TABLES: [(&str, &str); 11] = [
     ("interface.version", "[[interface]]\n[interface.version]"),
     ("proxy.version", "[[proxy]]\n[proxy.version]"),
     ("proxy.timers", "[[proxy]]\n[proxy.timers]"),
     ("proxy.limits", "[[proxy]]\n[proxy.limits]"),
+    ("discovery.allow", "[[discovery]]\n[[discovery.allow]]"),
+    ("discovery.deny", "[[discovery]]\n[[discovery.deny]]"),
+    ("discovery.limits", "[[discovery]]\n[discovery.limits]"),
     ("amt.gateway", "[[amt.gateway]]"),
+    (
+        "amt.gateway.limits",
+        "[[amt.gateway]]\n[amt.gateway.limits]",
+    ),
     ("amt.relay", "[[amt.relay]]"),
     ("amt.relay.limits", "[[amt.relay]]\n[amt.relay.limits]"),
 ];
 
 /// Tables inside a table that can be repeated.
-const LISTS_IN_TABLES: [&str; 2] = ["gateway", "relay"];
+const LISTS_IN_TABLES: [&str; 4] = ["gateway", "relay", "allow", "deny"];
 
 #[test]
 fn reference_and_example_contain_every_key() {
@@ -317,7 +324,12 @@ fn reference_and_example_contain_every_key() {
             "no `{path}` in the reference"
         );
         let variable = match (LISTS.contains(&table), key.replace('.', "__")) {
-            (true, key) => format!("`MCASTOR__{table}__0__{key}`"),
+            (true, key) => match key.split_once("__") {
+                Some((list, key)) if LISTS_IN_TABLES.contains(&list) => {
+                    format!("`MCASTOR__{table}__0__{list}__0__{key}`")
+                }
+                _ => format!("`MCASTOR__{table}__0__{key}`"),
+            },
             (false, key) => match key.split_once("__") {
                 Some((list, key)) if LISTS_IN_TABLES.contains(&list) => {
                     format!("`MCASTOR__{table}__{list}__0__{key}`")
@@ -765,4 +777,36 @@ fn address_as_an_interface_is_noted() {
     let notes = settings.notes();
     assert_eq!(notes.len(), 1, "{notes:?}");
     assert!(notes[0].contains("10.1.0.1 is an address"), "{notes:?}");
+}
+
+/// What `[[discovery]]` does better, or would do twice, is noted and names it.
+#[test]
+fn hand_written_discovery_is_noted() {
+    let notes = |text: &str| load_text(text, &[]).unwrap().notes().join("\n");
+    let mdns = |from: &str, to: &str, ttl: &str| {
+        format!(
+            "[[route]]\nfrom = {from:?}\ngroup = \"224.0.0.251\"\nto = [{to:?}]\nttl = {ttl}\n\
+             link_local = true\n"
+        )
+    };
+    let both = mdns("eth0", "br0", "\"keep\"") + &mdns("br0", "eth0", "\"keep\"");
+    assert_eq!(notes(&both), "");
+    let one_way = notes(&mdns("eth0", "br0", "\"keep\""));
+    assert!(
+        one_way.contains("one direction only") && one_way.contains("[[discovery]]"),
+        "{one_way}"
+    );
+    let ttl = notes(&(mdns("eth0", "br0", "{ set = 8 }") + &mdns("br0", "eth0", "\"keep\"")));
+    assert!(
+        ttl.contains("TTL than 255") && ttl.contains("[[discovery]]"),
+        "{ttl}"
+    );
+    let proxy = "[[proxy]]\nupstream = [\"eth0\"]\ndownstream = [\"br0\"]\n";
+    let with_group = notes(&format!("{proxy}groups = [\"224.0.0.251\"]\n"));
+    assert!(with_group.contains("does not forward mDNS"), "{with_group}");
+    let discovery = "[[discovery]]\nbetween = [\"eth0\", \"br0\"]\nprotocols = [\"ssdp\"]\n";
+    let twice = notes(&format!("{proxy}{discovery}"));
+    assert!(twice.contains("arrive twice"), "{twice}");
+    let without = "deny_groups = [\"239.255.255.250\", \"ff02::c\", \"ff05::c\"]\n";
+    assert_eq!(notes(&format!("{proxy}{without}{discovery}")), "");
 }

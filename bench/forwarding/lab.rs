@@ -24,7 +24,7 @@ pub const IN: &str = "in";
 pub const SOURCE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 const SOURCE_PREFIX: u8 = 15;
 /// The address of the router on the link of the source.
-const ROUTER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+pub const ROUTER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 /// The port that all packets are sent to.
 const PORT: u16 = 5000;
 

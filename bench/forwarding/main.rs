@@ -1,6 +1,7 @@
 //! `make bench`: compares mcastor with the kernel's ip_mroute on the same topology.
 //! bench/README.md describes the method and the goals.
 
+mod amt;
 mod lab;
 mod message_passing;
 mod meter;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     let profile = arguments.iter().find_map(|a| a.strip_prefix("--profile="));
     let done = match profile {
         Some(target) => profile_scenario(target),
+        None if has("--amt") => amt::run(),
         None if has("--modes") => sweep::run(&sweep::MODES),
         None if has("--low-rates") => sweep::run(&sweep::LOW_RATES),
         None => measure(has("--quick"), only),

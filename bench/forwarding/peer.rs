@@ -283,7 +283,30 @@ pub fn start_with(
             command.arg("run").arg("--config").arg(file("mcastor.toml"));
         }
     }
-    let log = File::create(file("log"))?;
+    spawn(lab, command, dir)
+}
+
+/// Starts mcastor with the packet plane and these tables of settings, without waiting for it.
+pub fn start_mcastor(lab: &Lab, tables: &str) -> Outcome<RunningRouter> {
+    let dir = tempfile::Builder::new().prefix("mcastor-bench").tempdir()?;
+    let config = dir.path().join("mcastor.toml");
+    let socket = dir.path().join("control.sock");
+    let text = format!(
+        "http.listen = \"off\"\ncontrol.socket = \"{}\"\nplane.kind = \"packet\"\n\
+         log.level = \"warn\"\n{tables}",
+        socket.display()
+    );
+    fs::write(&config, text)?;
+    let mut command = Command::new("nice");
+    command.args(["-n", NICE, "taskset", "-c", &ROUTER_CORE.to_string()]);
+    command.arg(env!("CARGO_BIN_EXE_mcastor"));
+    command.arg("run").arg("--config").arg(config);
+    spawn(lab, command, dir)
+}
+
+/// Starts a router whose files are in `dir`.
+fn spawn(lab: &Lab, mut command: Command, dir: TempDir) -> Outcome<RunningRouter> {
+    let log = File::create(dir.path().join("log"))?;
     command
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

@@ -122,7 +122,7 @@ pub fn run(lab: &Lab, stream: Stream, stop: &AtomicBool) -> Outcome<SendResult> 
 }
 
 /// Returns a UDP packet without a UDP checksum.
-fn packet(size: usize, (source, group): (Ipv4Addr, Ipv4Addr)) -> Vec<u8> {
+pub fn packet(size: usize, (source, group): (Ipv4Addr, Ipv4Addr)) -> Vec<u8> {
     let mut p = vec![0u8; IP_UDP + size];
     let total = p.len() as u16;
     p[0] = 0x45;

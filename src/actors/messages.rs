@@ -18,6 +18,9 @@
 //!       ------- TunnelsStarted, MembershipChanged -> routing
 //!       ------- ReportTunnelJoins -----> joins
 //!
+//!   discovery <---- DiscoveryLinks ----- routing
+//!             ----- DiscoveryStarted --> routing
+//!
 //!   mnat ------ MnatRoutesChanged, ReportMembers
 //!        <----- MembersChanged, RoutesRefused, RetryRefused --- routing
 //!
@@ -26,7 +29,9 @@
 //!     joins      QueryHostGroups, KeepMemberships
 //!     membership QueryMembers, QueryQueriers, QueryRefused
 //!     mnat       QueryMnat, ConfigureMnat
-//!     amt        QueryTunnels, ConfigureTunnels
+//!     amt        QueryTunnels, ConfigureTunnels, HandOverRelays, ResumeRelays,
+//!                CountCopies
+//!     discovery  QueryDiscovery, ConfigureDiscovery
 //!     interface  QueryFlows, QueryDrops, FlushFlows
 //!     forwarder  QueryDrops
 //!     supervisor Shutdown, RestartChild, PanicIn, ShareCaptures, PauseForwarding,
@@ -49,7 +54,10 @@ use std::time::Duration;
 use actix::prelude::*;
 use ipnet::IpNet;
 
-use crate::amt::{GatewayStatus, TunnelStatus};
+use crate::amt::{GatewayStatus, SavedRelay, TunnelStatus};
+use crate::discovery::askers::OpenQuestion;
+use crate::discovery::config::DiscoveryRule;
+use crate::discovery::observed::{ObservedOffer, OfferKey};
 use crate::forward::drop_history::Dropped;
 use crate::membership::{GroupStatus, Protocol, QuerierStatus};
 use crate::mnat::{Channel, Config, MappingReport, RouteStep};
@@ -57,6 +65,7 @@ use crate::model::{
     Aliases, Group, IfName, InterfaceId, Links, PlaneName, ProxyRule, RouteName, SourceFilter,
 };
 use crate::pipeline::{CaptureHandle, CapturePosition, Messages, SharedBatch, Slot};
+use crate::sys::datagram::DatagramSocket;
 use crate::table::RibError;
 use crate::table::flows::{FlowFilter, FlowRecord};
 use crate::table::joins::DesiredMemberships;
@@ -312,10 +321,91 @@ pub struct ReportTunnelJoins;
 #[rtype(result = "()")]
 pub struct ConfigureTunnels;
 
+/// Upgrade to AMT: hands the relays over to another process. Until [`ResumeRelays`], the messages of
+/// gateways wait in the sockets. The data path goes on.
+#[derive(Message)]
+#[rtype(result = "Vec<HandedOverRelay>")]
+pub struct HandOverRelays;
+
+/// Upgrade to AMT: serves the gateways again, because no other process does.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ResumeRelays;
+
+/// Upgrade to AMT: adds what the data path has counted to the metrics.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct CountCopies;
+
+/// A relay for another process.
+pub struct HandedOverRelay {
+    /// The tunnel interface.
+    pub interface: IfName,
+    /// Tunnels and secrets.
+    pub saved: SavedRelay,
+    /// The sockets.
+    pub sockets: Vec<Arc<DatagramSocket>>,
+}
+
 /// Frontend to AMT: the tunnels.
 #[derive(Message)]
 #[rtype(result = "Vec<TunnelReport>")]
 pub struct QueryTunnels;
+
+/// Routing to discovery: the usable links, with the names of the container engine.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct DiscoveryLinks(pub Arc<Links>);
+
+/// Discovery to routing: the discovery actor was started and knows no links.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct DiscoveryStarted;
+
+/// App to discovery: `RouterContext::discovery` changed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ConfigureDiscovery;
+
+/// Frontend to discovery: what was offered, asked and withheld.
+#[derive(Message)]
+#[rtype(result = "Vec<DiscoveryReport>")]
+pub struct QueryDiscovery;
+
+/// What one `[[discovery]]` has done.
+#[derive(Debug, Clone)]
+pub struct DiscoveryReport {
+    /// The rule.
+    pub rule: DiscoveryRule,
+    /// The links of devices and of askers that exist.
+    pub links: [Vec<IfName>; 2],
+    /// The offers, the latest first.
+    pub offers: Vec<OfferReport>,
+    /// The open questions.
+    pub questions: Vec<QuestionReport>,
+}
+
+/// An offer that was seen.
+#[derive(Debug, Clone)]
+pub struct OfferReport {
+    /// The link of the device, and the link where the offer is seen.
+    pub ends: [IfName; 2],
+    /// Protocol, device, and what it offers.
+    pub key: OfferKey,
+    /// The station, the result, and when.
+    pub offer: ObservedOffer,
+}
+
+/// An open question.
+#[derive(Debug, Clone)]
+pub struct QuestionReport {
+    /// The link of the asker, and the link where the question was asked.
+    pub ends: [IfName; 2],
+    /// Our port, to which devices answer.
+    pub port: u16,
+    /// Who asked what, and the answers so far.
+    pub question: OpenQuestion,
+}
 
 /// A tunnel.
 #[derive(Debug, Clone)]

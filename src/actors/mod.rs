@@ -23,6 +23,7 @@ pub mod data;
 mod deadline_timer;
 pub mod directory;
 pub mod forwarding_gate;
+pub mod inherited_relays;
 pub mod integrations;
 pub mod live_trace;
 pub mod log_limit;

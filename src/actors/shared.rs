@@ -14,11 +14,13 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::directory::Directory;
 use super::forwarding_gate::ForwardingGate;
+use super::inherited_relays::InheritedRelays;
 use super::live_trace::LiveTrace;
 use super::messages::{FlushFlows, QueryDrops, QueryFlows, Transmit};
 use super::ttl_warnings::TtlWarnings;
 use crate::amt::config::AmtConfig;
 use crate::api::UpgradeReport;
+use crate::discovery::config::DiscoveryRule;
 use crate::forward::LoopGuard;
 use crate::metrics::Catalog;
 use crate::mnat;
@@ -98,6 +100,10 @@ pub struct RouterContext {
     pub mnat: ArcSwapOption<mnat::Config>,
     /// The settings of AMT in force.
     pub amt: ArcSwap<AmtSettings>,
+    /// The settings of discovery in force.
+    pub discovery: ArcSwap<DiscoverySettings>,
+    /// The relays of another process, until the AMT actor continues them.
+    pub inherited_relays: InheritedRelays,
     /// The socket of the container engine.
     pub engine_socket: PathBuf,
     /// Whether any rule contains a name of the container engine.
@@ -149,6 +155,8 @@ impl RouterContext {
             directory: Directory::default(),
             mnat: ArcSwapOption::empty(),
             amt: ArcSwap::default(),
+            discovery: ArcSwap::default(),
+            inherited_relays: InheritedRelays::default(),
             engine_socket: engine,
             engine_wanted: watch::Sender::new(false),
             aliases: ArcSwap::default(),
@@ -223,6 +231,15 @@ pub struct AmtSettings {
     pub config: AmtConfig,
     /// The text of `/etc/resolv.conf`. The AMT actor can open no file.
     pub resolv_conf: Vec<u8>,
+}
+
+/// The settings of discovery.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DiscoverySettings {
+    /// Each `[[discovery]]`.
+    pub rules: Vec<DiscoveryRule>,
+    /// The mark of the packets that this process sends.
+    pub mark: u32,
 }
 
 /// Says which plane forwards a flow.

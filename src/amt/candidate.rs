@@ -18,7 +18,7 @@ pub enum RelayWay {
     Address(SocketAddr),
     /// A host name and the port.
     Host(String, u16),
-    /// DNS-SD: the service `_amt._udp` of the search domain (RFC 8777 section 2.3.1).
+    /// DNS-SD: the service `_amt._udp` of the search domain (RFC 8777 section 2.3.2).
     DnsSd,
     /// The anycast addresses of RFC 7450.
     Anycast,
@@ -27,7 +27,7 @@ pub enum RelayWay {
 }
 
 impl RelayWay {
-    /// The default order of ways (RFC 8777 section 2.3.1).
+    /// The default order of ways (RFC 8777 section 2.3.2).
     pub const DEFAULT_ORDER: [Self; 3] = [Self::DnsSd, Self::Anycast, Self::Driad];
 
     /// Returns the value of the `way` label of metrics.

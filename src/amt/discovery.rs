@@ -1,4 +1,4 @@
-//! Discovery of the relay behind one address (RFC 7450 section 5.2.3.3).
+//! Discovery of the relay behind one address (RFC 7450 section 5.2.3.4).
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;

@@ -7,7 +7,7 @@ use super::candidate::RelayCandidate;
 use super::random::AmtRandom;
 use crate::wire::amt::PORT;
 
-/// The type of AMTRELAY records (RFC 8777 section 6).
+/// The type of AMTRELAY records (RFC 8777 section 4.1).
 pub const RECORD_TYPE: u16 = 260;
 
 /// Length of the longest name in bytes (RFC 1035 section 2.3.4).
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn reverse_names_are_those_of_the_rfcs() {
-        // The examples of RFC 8777 section 4.3.
+        // The examples of RFC 8777 section 4.3.2.
         assert_eq!(
             reverse_name("198.51.100.12".parse().unwrap()),
             "12.100.51.198.in-addr.arpa."

@@ -26,10 +26,10 @@ const OTHER_RANK_DELAY: Duration = Duration::from_secs(2);
 const SILENCE: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(120)];
 
 /// Limits of the time for which a relay that failed comes after all others (RFC 8777 section
-/// 2.5.4.2).
+/// 2.5.4.1).
 const HOLD_DOWN: [Duration; 2] = [Duration::from_secs(180), Duration::from_secs(600)];
 
-/// The same for a relay that has reached its limit.
+/// The same for a relay that has reached its limit (RFC 8777 section 2.5.5).
 const LIMIT_HOLD_DOWN: [Duration; 2] = [Duration::from_secs(540), Duration::from_secs(660)];
 
 /// Limit of the events that wait. A further event replaces the oldest one.
@@ -237,6 +237,13 @@ impl Gateway {
     /// Returns the addresses of the relays whose packets are received.
     pub fn relays(&self) -> impl Iterator<Item = SocketAddr> {
         self.tunnels.keys().copied()
+    }
+
+    /// Returns how many tunnels are needed and missing: one for each source or protocol without a
+    /// connected relay.
+    pub fn missing_tunnels(&self) -> usize {
+        let selections = self.selections.values();
+        selections.filter(|s| s.chosen.is_none()).count()
     }
 
     /// Returns why a stream is not received; `None` if its relay is connected.

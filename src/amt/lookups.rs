@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::candidate::{LookupKey, RelayCandidate};
 use super::random::AmtRandom;
 
-/// Largest number of queries in a [`RATE_INTERVAL`] (RFC 8777 section 2.5.2).
+/// Largest number of queries in a [`RATE_INTERVAL`] (RFC 8777 section 2.4.2).
 const RATE_LIMIT: usize = 10;
 /// Interval of the rate limit.
 const RATE_INTERVAL: Duration = Duration::from_millis(100);
@@ -15,7 +15,7 @@ const RATE_INTERVAL: Duration = Duration::from_millis(100);
 const MIN_TTL: Duration = Duration::from_secs(10);
 const MAX_TTL: Duration = Duration::from_secs(86_400);
 
-/// Limits of the time after a lookup without a result (RFC 8777 section 2.5.2).
+/// Limits of the time after a lookup without a result (RFC 8777 section 2.7).
 const MIN_RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(120);
 

@@ -22,7 +22,9 @@ pub mod random;
 pub mod receivers;
 pub mod refusal;
 pub mod relay;
+mod request_memory;
 pub mod resolver;
+pub mod saved;
 
 mod discovery;
 mod lookups;
@@ -32,11 +34,13 @@ mod retry;
 mod tunnel;
 
 pub use candidate::{LookupKey, RelayCandidate, RelayWay};
+pub use config::RelayConfig;
 pub use gateway::{Gateway, GatewayConfig, GatewayEvent, GatewayOutput};
 pub use random::AmtRandom;
 pub use receivers::GroupReceivers;
 pub use refusal::AmtRefusal;
-pub use relay::{GatewayStatus, GroupChange, Relay, RelayConfig, RelayMessage};
+pub use relay::{GatewayStatus, GroupChange, Relay, RelayMessage};
+pub use saved::SavedRelay;
 pub use tunnel::{TunnelState, TunnelStatus};
 
 #[cfg(test)]

@@ -6,31 +6,24 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ahash::RandomState;
-
+use super::config::{ROBUSTNESS, RelayConfig};
 use super::prefix_limit::PrefixLimit;
 use super::random::AmtRandom;
 use super::receivers::GroupReceivers;
 use super::refusal::AmtRefusal;
+use super::request_memory::RequestMemory;
 use super::response_mac::MacSecrets;
+use super::saved::{SavedGateway, SavedRelay};
 use crate::membership::{Downstream, DownstreamConfig, MembershipRefusal, Protocol};
-use crate::model::{
-    Group, HeaderChecks, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers, SourceFilter,
-    TunnelEndpoint,
-};
+use crate::model::{ClockReading, Group, HeaderChecks, ProxyRule, SourceFilter, TunnelEndpoint};
 use crate::wire::amt::{AmtMessage, FlagLayout};
 use crate::wire::link_control::HeaderPolicy;
 use crate::wire::membership;
 use crate::wire::membership_message::{Generation, MembershipMessage, Query};
 
-/// Robustness variable of the queries.
-const ROBUSTNESS: u8 = 2;
-
-/// Maximum Response Time of the queries. A tunnel has one host, so there is nothing to spread.
-const RESPONSE_TIME: Duration = Duration::from_secs(1);
-
-/// Time until a leave ends a stream. Nobody else in the tunnel could contradict it.
-const LEAVE_TIME: Duration = Duration::from_millis(1);
+/// Maximum Response Time of IGMP and MLD queries: the shortest ones, because a tunnel has one host
+/// and there is nothing to spread. The Linux driver drops packets between a query and its report.
+const RESPONSE_TIME: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(1)];
 
 /// Shortest lifetime of a MAC secret.
 const MIN_SECRET_LIFETIME: Duration = Duration::from_secs(600);
@@ -43,66 +36,8 @@ const DUMMY_SOURCE: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 /// Source of MLD queries, which must be link-local.
 const MLD_SOURCE: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
-/// Number of Requests that are remembered, to recognise repeated ones.
-const RECENT_REQUESTS: usize = 4096;
-
 /// Size of a query packet: all of them fit.
 const QUERY_MTU: usize = 1280;
-
-/// Configuration of one [`Relay`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RelayConfig {
-    /// The IPv4 and the IPv6 address in advertisements; `None`: the address that received the
-    /// discovery.
-    pub advertise: [Option<IpAddr>; 2],
-    /// Time between the Requests of a gateway.
-    pub query_interval: Duration,
-    /// Largest number of gateways.
-    pub gateways: usize,
-    /// Largest number of groups of one gateway and protocol.
-    pub groups_per_gateway: usize,
-    /// Largest number of answers per second to a /24 or /48 of senders without a tunnel.
-    pub answers_per_prefix: u32,
-    /// Largest number of answers per second to all senders without a tunnel.
-    pub answers: u32,
-}
-
-impl Default for RelayConfig {
-    fn default() -> Self {
-        Self {
-            advertise: [None; 2],
-            query_interval: Duration::from_secs(125),
-            gateways: 10_000,
-            groups_per_gateway: 256,
-            answers_per_prefix: 100,
-            answers: 5_000,
-        }
-    }
-}
-
-impl RelayConfig {
-    /// Returns the rule for the memberships of one tunnel. `lists` has the access lists.
-    fn rule(&self, lists: &ProxyRule) -> ProxyRule {
-        ProxyRule {
-            querier: QuerierPolicy::On,
-            header_checks: HeaderChecks::Lenient,
-            fast_leave: false,
-            timers: QuerierTimers {
-                robustness: ROBUSTNESS,
-                query_interval: self.query_interval,
-                query_response_interval: RESPONSE_TIME,
-                last_member_query_interval: LEAVE_TIME,
-                last_member_query_count: Some(1),
-                ..QuerierTimers::default()
-            },
-            limits: MembershipLimits {
-                groups: self.groups_per_gateway,
-                ..lists.limits
-            },
-            ..lists.clone()
-        }
-    }
-}
 
 /// A message to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,9 +114,7 @@ pub struct Relay {
     deadlines: BTreeSet<(Instant, SocketAddr)>,
     members: BTreeMap<Group, BTreeMap<SocketAddr, SourceFilter>>,
     changed: BTreeSet<Group>,
-    hasher: RandomState,
-    /// Hashes of recent Requests, by hash.
-    recent_requests: Vec<u32>,
+    requests: RequestMemory,
     messages: VecDeque<RelayMessage>,
 }
 
@@ -206,14 +139,55 @@ impl Relay {
             deadlines: BTreeSet::new(),
             members: BTreeMap::new(),
             changed: BTreeSet::new(),
-            hasher: RandomState::with_seed(random.nonce() as usize),
-            recent_requests: vec![0; RECENT_REQUESTS],
+            requests: RequestMemory::new(random.nonce()),
             messages: VecDeque::new(),
             random,
         }
     }
 
+    /// Continues the tunnels of another process, up to the limit of gateways. Timers continue with
+    /// what is left of them.
+    pub fn restore(&mut self, clock: &ClockReading, saved: &SavedRelay) {
+        self.secrets.restore(clock, &saved.secrets);
+        for gateway in saved.gateways.iter().take(self.config.gateways) {
+            let downstreams = Protocol::ALL.map(|protocol| {
+                let config = downstream_config(&self.rule, protocol);
+                let own = Some(own_address(protocol));
+                let saved = gateway.downstreams[protocol as usize].as_ref()?;
+                Some(Box::new(Downstream::restored(clock, config, own, saved)))
+            });
+            let tunnel = GatewayTunnel {
+                local: gateway.local,
+                downstreams,
+                since: clock.to_instant(gateway.since),
+                updated: clock.to_instant(gateway.updated),
+                deadline: None,
+            };
+            self.tunnels.insert(gateway.gateway, tunnel);
+            self.update_tunnel(clock.now, gateway.gateway);
+        }
+    }
+
     // Getters.
+
+    /// Returns tunnels and secrets as data.
+    pub fn saved(&self, clock: &ClockReading) -> SavedRelay {
+        let tunnels = self.tunnels.iter();
+        let gateways = tunnels.map(|(address, tunnel)| SavedGateway {
+            gateway: *address,
+            local: tunnel.local,
+            since: clock.to_boot(tunnel.since),
+            updated: clock.to_boot(tunnel.updated),
+            downstreams: Protocol::ALL.map(|protocol| {
+                let downstream = tunnel.downstreams[protocol as usize].as_ref()?;
+                Some(downstream.saved(clock))
+            }),
+        });
+        SavedRelay {
+            secrets: self.secrets.saved(clock),
+            gateways: gateways.collect(),
+        }
+    }
 
     /// Returns the number of gateways.
     pub fn gateway_count(&self) -> usize {
@@ -393,7 +367,7 @@ impl Relay {
         let query = Query {
             generation: Generation::Three,
             group: None,
-            max_response_time: RESPONSE_TIME,
+            max_response_time: RESPONSE_TIME[usize::from(is_mld)],
             suppress: false,
             robustness: ROBUSTNESS,
             interval: Some(self.config.query_interval),
@@ -402,9 +376,7 @@ impl Relay {
         let built = membership::build(&MembershipMessage::Query(query), source, QUERY_MTU);
         let built = built.unwrap_or_default();
         let packet = built.first().ok_or(AmtRefusal::BadQuery)?;
-        // The Linux driver drops queries with the G flag, and repeats its Request then.
-        let is_repeated = self.note_request(from, nonce, is_mld);
-        let has_gateway = flags == FlagLayout::Standard && !is_repeated;
+        let has_gateway = self.requests.note(from, nonce, is_mld, flags);
         let is_full = self.tunnels.len() >= self.config.gateways;
         self.send(
             (from, to),
@@ -426,15 +398,6 @@ impl Relay {
             true => Ok(()),
             false => Err(AmtRefusal::RateLimit),
         }
-    }
-
-    /// Returns whether the Request was received before, as far as that is remembered.
-    fn note_request(&mut self, from: SocketAddr, nonce: u32, is_mld: bool) -> bool {
-        let hash = self.hasher.hash_one((from, nonce, is_mld));
-        // Zero is an empty position.
-        let tag = (hash >> 32) as u32 | 1;
-        let position = hash as usize % RECENT_REQUESTS;
-        std::mem::replace(&mut self.recent_requests[position], tag) == tag
     }
 
     fn send(&mut self, (remote, local): (SocketAddr, IpAddr), message: &AmtMessage<'_>) {
@@ -483,19 +446,10 @@ impl Relay {
             IpAddr::V4(_) => Protocol::Igmp,
             IpAddr::V6(_) => Protocol::Mld,
         };
-        let rule = &self.rule;
-        let downstream = tunnel.downstreams[protocol as usize].get_or_insert_with(|| {
-            let config = DownstreamConfig {
-                protocol,
-                rule: rule.clone(),
-                max_tracked_entries: MAX_TRACKED,
-            };
-            let own: IpAddr = match protocol {
-                Protocol::Igmp => DUMMY_SOURCE.into(),
-                Protocol::Mld => MLD_SOURCE.into(),
-            };
-            Box::new(Downstream::new(now, config, Some(own)))
-        });
+        let config = downstream_config(&self.rule, protocol);
+        let own = Some(own_address(protocol));
+        let downstream = tunnel.downstreams[protocol as usize]
+            .get_or_insert_with(|| Box::new(Downstream::new(now, config, own)));
         let (source, destination) = (report.source, report.destination);
         let handled = downstream.handle_message(now, source, destination, &report.message);
         self.update_tunnel(now, from);
@@ -555,6 +509,23 @@ impl Relay {
                 }
             }
         }
+    }
+}
+
+/// Returns the configuration of the memberships of one tunnel and protocol.
+fn downstream_config(rule: &Arc<ProxyRule>, protocol: Protocol) -> DownstreamConfig {
+    DownstreamConfig {
+        protocol,
+        rule: rule.clone(),
+        max_tracked_entries: MAX_TRACKED,
+    }
+}
+
+/// Returns the address of this router inside the tunnels.
+fn own_address(protocol: Protocol) -> IpAddr {
+    match protocol {
+        Protocol::Igmp => DUMMY_SOURCE.into(),
+        Protocol::Mld => MLD_SOURCE.into(),
     }
 }
 

@@ -21,7 +21,7 @@ const NEGATIVE_TTL: Duration = Duration::from_secs(60);
 /// Most records of one answer that are used.
 const MAX_RECORDS: usize = 32;
 
-/// The service of relays in DNS-SD (RFC 8777 section 2.3.1).
+/// The service of relays in DNS-SD (RFC 8777 section 2.3.2).
 const SERVICE: &str = "_amt._udp";
 
 /// Why relays cannot be looked up.

@@ -9,14 +9,35 @@ use std::time::{Duration, Instant};
 use ring::hmac;
 
 use super::random::AmtRandom;
+use super::saved::SavedSecrets;
+use crate::model::ClockReading;
 use crate::wire::amt::ResponseMac;
+
+/// A secret.
+struct Secret {
+    bytes: [u8; 32],
+    key: hmac::Key,
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Secret").finish_non_exhaustive()
+    }
+}
+
+impl Secret {
+    fn new(bytes: [u8; 32]) -> Self {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &bytes);
+        Self { bytes, key }
+    }
+}
 
 /// The secrets of a relay. The present one changes regularly, and the former one is accepted until
 /// the next change.
 #[derive(Debug)]
 pub(super) struct MacSecrets {
-    present: hmac::Key,
-    former: hmac::Key,
+    present: Secret,
+    former: Secret,
     lifetime: Duration,
     changes_at: Instant,
 }
@@ -25,10 +46,27 @@ impl MacSecrets {
     /// Creates secrets that change after each `lifetime`.
     pub(super) fn new(now: Instant, lifetime: Duration, random: &mut AmtRandom) -> Self {
         Self {
-            present: key(random),
-            former: key(random),
+            present: Secret::new(random.bytes()),
+            former: Secret::new(random.bytes()),
             lifetime,
             changes_at: now + lifetime,
+        }
+    }
+
+    /// Continues the secrets of another process.
+    pub(super) fn restore(&mut self, clock: &ClockReading, saved: &SavedSecrets) {
+        self.present = Secret::new(saved.present);
+        self.former = Secret::new(saved.former);
+        let latest = clock.now + self.lifetime;
+        self.changes_at = clock.to_instant(saved.changes_at).min(latest);
+    }
+
+    /// Returns the secrets as data.
+    pub(super) fn saved(&self, clock: &ClockReading) -> SavedSecrets {
+        SavedSecrets {
+            present: self.present.bytes,
+            former: self.former.bytes,
+            changes_at: clock.to_boot(self.changes_at),
         }
     }
 
@@ -43,9 +81,10 @@ impl MacSecrets {
             return;
         }
         let is_late = now >= self.changes_at + self.lifetime;
-        self.former = std::mem::replace(&mut self.present, key(random));
+        let next = Secret::new(random.bytes());
+        self.former = std::mem::replace(&mut self.present, next);
         if is_late {
-            self.former = key(random);
+            self.former = Secret::new(random.bytes());
         }
         self.changes_at = now + self.lifetime;
     }
@@ -67,12 +106,8 @@ impl MacSecrets {
     }
 }
 
-fn key(random: &mut AmtRandom) -> hmac::Key {
-    hmac::Key::new(hmac::HMAC_SHA256, &random.bytes())
-}
-
-fn mac(secret: &hmac::Key, gateway: SocketAddr, nonce: u32) -> ResponseMac {
-    let mut context = hmac::Context::with_key(secret);
+fn mac(secret: &Secret, gateway: SocketAddr, nonce: u32) -> ResponseMac {
+    let mut context = hmac::Context::with_key(&secret.key);
     match gateway.ip() {
         IpAddr::V4(addr) => context.update(&addr.octets()),
         IpAddr::V6(addr) => context.update(&addr.octets()),

@@ -1,4 +1,4 @@
-//! The tunnel of a gateway to one relay (RFC 7450 section 5.2.3.4 to 5.2.3.7).
+//! The tunnel of a gateway to one relay (RFC 7450 sections 5.2.3.5 to 5.2.3.7).
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -79,6 +79,11 @@ pub struct ExplainView {
     #[serde(default)]
     #[schema(required)]
     pub drops: Vec<DropView>,
+    /// Each `[[discovery]]` that relays messages to this group and port, and how their answers come
+    /// back.
+    #[serde(default)]
+    #[schema(required)]
+    pub discovery: Vec<String>,
 }
 
 /// The querier of an interface.

@@ -20,8 +20,9 @@ pub use show_query::{DropQuery, FlowOrder, FlowQuery, ShowQuery};
 pub use trace::{TraceQuery, TraceView, TracedPacketView, TracedPathView};
 pub use upgrade::{UpgradeQuery, UpgradeReport};
 pub use view::{
-    DropView, FlowView, GroupSourceView, GroupView, InterfaceView, MappingView, MnatView,
-    PendingView, QuerierView, RewriteView, RouteView, TunnelView,
+    DiscoveryOfferView, DiscoveryProtocolView, DiscoveryQuestionView, DiscoveryView, DropView,
+    FlowView, GroupSourceView, GroupView, InterfaceView, MappingView, MnatView, PendingView,
+    QuerierView, RewriteView, RouteView, TunnelView,
 };
 
 /// Version of the formats. Within a version, fields can be added, but existing fields do not
@@ -46,6 +47,8 @@ pub enum ShowReply {
     Mnat(Vec<MnatView>),
     /// Reply to [`ShowQuery::Tunnels`].
     Tunnels(Vec<TunnelView>),
+    /// Reply to [`ShowQuery::Discovery`]: one element for each `[[discovery]]`.
+    Discovery(Vec<DiscoveryView>),
     /// Reply to [`ShowQuery::Drops`].
     Drops(Vec<DropView>),
     /// Reply to an [`ExplainQuery`].

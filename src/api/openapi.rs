@@ -15,7 +15,8 @@ use utoipa::{IntoParams, ToSchema};
 use super::explain::{ExplainQuery, ExplainView};
 use super::show_query::{DropQuery, FlowOrder, FlowQuery, ShowQuery};
 use super::view::{
-    DropView, FlowView, GroupView, InterfaceView, MnatView, PendingView, RouteView, TunnelView,
+    DiscoveryView, DropView, FlowView, GroupView, InterfaceView, MnatView, PendingView, RouteView,
+    TunnelView,
 };
 
 /// The path that serves the document.
@@ -152,6 +153,11 @@ fn show_operation(query: &ShowQuery, schemas: &mut Schemas) -> OperationBuilder 
         ShowQuery::Tunnels => (
             "The tunnels of AMT; empty without `[amt]`",
             schemas.add::<TunnelView>(),
+        ),
+        ShowQuery::Discovery => (
+            "What devices offer between networks, who asks, and what is withheld; empty without \
+             `[[discovery]]`",
+            schemas.add::<DiscoveryView>(),
         ),
         ShowQuery::Drops(_) => (
             "The streams with the most dropped packets",

@@ -27,6 +27,8 @@ pub enum ShowQuery {
     Mnat,
     /// The tunnels of AMT.
     Tunnels,
+    /// What devices offer between networks, who asks, and what is withheld.
+    Discovery,
     /// The streams with the most dropped packets.
     Drops(DropQuery),
 }
@@ -106,6 +108,7 @@ enum QueryName {
     Pending,
     Mnat,
     Tunnels,
+    Discovery,
     Drops,
 }
 
@@ -119,6 +122,7 @@ impl From<QueryName> for ShowQuery {
             QueryName::Pending => Self::Pending,
             QueryName::Mnat => Self::Mnat,
             QueryName::Tunnels => Self::Tunnels,
+            QueryName::Discovery => Self::Discovery,
             QueryName::Drops => Self::Drops(DropQuery::default()),
         }
     }
@@ -126,7 +130,7 @@ impl From<QueryName> for ShowQuery {
 
 impl ShowQuery {
     /// Returns all queries, with default arguments.
-    pub fn all() -> [Self; 8] {
+    pub fn all() -> [Self; 9] {
         [
             Self::Routes,
             Self::Interfaces,
@@ -135,6 +139,7 @@ impl ShowQuery {
             Self::Pending,
             Self::Mnat,
             Self::Tunnels,
+            Self::Discovery,
             Self::Drops(DropQuery::default()),
         ]
     }
@@ -149,6 +154,7 @@ impl ShowQuery {
             Self::Pending => "pending",
             Self::Mnat => "mnat",
             Self::Tunnels => "tunnels",
+            Self::Discovery => "discovery",
             Self::Drops(_) => "drops",
         }
     }

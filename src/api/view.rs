@@ -118,6 +118,23 @@ pub struct InterfaceView {
     #[serde(default)]
     #[schema(required)]
     pub queriers: Vec<QuerierView>,
+    /// The limit of the streams that leave on it, or arrive through an AMT gateway; null for none.
+    #[serde(default)]
+    #[schema(required)]
+    pub bandwidth: Option<BandwidthView>,
+}
+
+/// A bandwidth limit and what is used of it. Rates are bits per second of IP packets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BandwidthView {
+    /// The limit.
+    pub limit: u64,
+    /// The measured rates of the admitted streams together.
+    pub admitted: u64,
+    /// The number of streams that are refused, because they would exceed the limit.
+    pub refused: usize,
+    /// Some of them, such as `(10.0.0.10, 232.1.1.1)`.
+    pub refused_streams: Vec<String>,
 }
 
 /// A flow.
@@ -316,6 +333,83 @@ pub struct MnatView {
     pub mappings: Vec<MappingView>,
 }
 
+/// One `[[discovery]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiscoveryView {
+    /// Its name.
+    pub name: String,
+    /// The interfaces of the devices that exist now.
+    pub from: Vec<String>,
+    /// The interfaces of the askers that exist now.
+    pub to: Vec<String>,
+    /// Its protocols.
+    pub protocols: Vec<DiscoveryProtocolView>,
+    /// What was offered, the latest first.
+    pub offers: Vec<DiscoveryOfferView>,
+    /// The open questions.
+    pub questions: Vec<DiscoveryQuestionView>,
+}
+
+/// How the answers of a discovery protocol come back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiscoveryProtocolView {
+    /// The protocol, as in the settings.
+    pub protocol: String,
+    /// `relay` or `direct`.
+    pub answers: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Something that a device offers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiscoveryOfferView {
+    /// The interface of the device.
+    pub from: String,
+    /// The interface where it can be found.
+    pub to: String,
+    /// The protocol.
+    pub protocol: String,
+    /// The address of the device.
+    pub device: String,
+    /// Its link-layer address; null on links without addresses.
+    #[schema(required)]
+    pub mac: Option<String>,
+    /// Service type, search target, types, or host name.
+    pub what: String,
+    /// Instance name of DNS-SD; empty for other protocols.
+    pub instance: String,
+    /// The number of messages that offered it.
+    pub messages: u64,
+    /// Milliseconds since the last of them.
+    pub idle_ms: u64,
+    /// The reason label for which it is withheld; null if it can be found.
+    #[schema(required)]
+    pub withheld: Option<String>,
+    /// What the reason means.
+    #[schema(required)]
+    pub explanation: Option<String>,
+}
+
+/// A question whose answers are passed on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiscoveryQuestionView {
+    /// The interface of the asker.
+    pub from: String,
+    /// The interface where the question was asked.
+    pub to: String,
+    /// The protocol.
+    pub protocol: String,
+    /// Address and port of the asker.
+    pub asker: String,
+    /// The port of this router to which devices answer.
+    pub port: u16,
+    /// The number of answers so far.
+    pub answers: u32,
+    /// Milliseconds for which answers are passed on.
+    pub remaining_ms: u64,
+}
+
 /// A tunnel of AMT.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TunnelView {
@@ -348,6 +442,10 @@ pub struct TunnelView {
     /// null if there was none.
     #[schema(required)]
     pub idle_ms: Option<u64>,
+    /// The limit of the interface, for all its tunnels together; null for none.
+    #[serde(default)]
+    #[schema(required)]
+    pub bandwidth: Option<BandwidthView>,
 }
 
 /// A global stream and the local stream that it is mapped to.

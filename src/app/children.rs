@@ -14,6 +14,7 @@ use crate::actors::control::links::{LinkSource, LinksWatch};
 use crate::actors::control::membership::Membership;
 use crate::actors::control::routing::Routing;
 use crate::actors::integrations::amt::{self, Amt};
+use crate::actors::integrations::discovery::{self, DiscoveryActor};
 use crate::actors::integrations::docker::DockerWatch;
 use crate::actors::integrations::mnat::{self, Mnat};
 use crate::actors::supervision::ActorRole;
@@ -31,6 +32,7 @@ pub fn children(http: Option<HttpConfig>, links: LinkSource) -> Vec<ChildSpec> {
         ChildSpec::new("metrics", Always, WithProcess, move |s| http_server(s, &http)),
         ChildSpec::new(mnat::ACTOR_NAME, Always, BeforeForwarding, Mnat::from_settings),
         ChildSpec::on_own_thread(amt::ACTOR_NAME, FileAccess::None, Always, AfterForwarding, Amt::from_settings),
+        ChildSpec::on_own_thread(discovery::ACTOR_NAME, FileAccess::None, Always, BeforeForwarding, DiscoveryActor::from_settings),
         ChildSpec::on_own_thread("docker", FileAccess::None, Always, WithProcess, |s| Some(DockerWatch::new(s.context(), s.death_guard()))),
     ]
 }

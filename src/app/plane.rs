@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::planes::Planes;
 use crate::planes::ebpf::EbpfPlane;
@@ -13,7 +13,9 @@ use crate::planes::packet::{Modes, PacketPlane};
 use crate::settings::{PlaneKind, Settings};
 use crate::sys::limits;
 use crate::sys::offload::pins::{PinError, PinFolder};
-use crate::sys::offload::{OffloadProgram, ProgramOptions, remove_left};
+use crate::sys::offload::{
+    InstanceTag, OffloadProgram, Persistence, ProgramOptions, remove_left, remove_left_filters,
+};
 
 /// The smallest limit of open files with which `auto` chooses the eBPF plane. The plane needs a
 /// dozen of them, and one more for each ingress.
@@ -43,6 +45,7 @@ pub(super) struct ChosenPlane {
     program: Result<OffloadProgram, Refusal>,
     /// Where the programs outlive the process, or why they do not; `None`: by the settings.
     pins: Option<Result<PinFolder, PinError>>,
+    instance: InstanceTag,
     orphan_after: Duration,
 }
 
@@ -76,17 +79,23 @@ impl ChosenPlane {
             busy_poll: settings.plane.busy_poll,
             ..PacketPlane::new(mark)
         };
+        let instance = InstanceTag::of(socket);
         let program = match settings.plane.kind {
             PlaneKind::Packet => Err(Refusal::Settings),
             kind => {
-                let folder = pins.as_ref().and_then(|pins| pins.as_ref().ok());
-                load_program(&packet, kind, settings, folder)
+                let persistence = match &pins {
+                    Some(Ok(folder)) => Persistence::Pinned(folder.clone()),
+                    Some(Err(_)) => Persistence::Filters,
+                    None => Persistence::Nothing,
+                };
+                load_program(&packet, kind, settings, (instance, persistence))
             }
         };
         Self {
             packet,
             program,
             pins,
+            instance,
             orphan_after: settings.plane.orphan_after,
         }
     }
@@ -137,8 +146,11 @@ impl ChosenPlane {
                 humantime::format_duration(self.orphan_after)
             ),
             Some(Err(e)) => info!(
-                "if mcastor ends unexpectedly, the kernel stops to forward: {e} (plane.bpffs). \
-                 Mount one there: docs/ebpf.md#without-the-process"
+                "if mcastor ends unexpectedly, the kernel forwards on for {} (plane.orphan_after), \
+                 but the next mcastor cannot read its tables: what was forwarded meanwhile is not \
+                 counted, and flows start anew, which can lose some packets. {e} (plane.bpffs): \
+                 mount one there, docs/ebpf.md#without-the-process",
+                humantime::format_duration(self.orphan_after)
             ),
             None => {}
         }
@@ -160,6 +172,9 @@ impl ChosenPlane {
             {
                 warn!("{}: cannot remove it: {e}", folder.path().display());
             }
+            if let Err(e) = remove_left_filters(Some(self.instance)) {
+                debug!("cannot find the filters that an earlier process left: {e}");
+            }
             return Planes::new(packet, Vec::new());
         };
         match EbpfPlane::start(self.packet, program) {
@@ -176,7 +191,7 @@ fn load_program(
     packet: &PacketPlane,
     kind: PlaneKind,
     settings: &Settings,
-    pins: Option<&PinFolder>,
+    (instance, persistence): (InstanceTag, Persistence),
 ) -> Result<OffloadProgram, Refusal> {
     if kind == PlaneKind::Auto {
         let open_files = limits::max_open_files();
@@ -198,7 +213,8 @@ fn load_program(
         magic: instance_mark(),
         unknown_packets: settings.plane.unknown_packets,
         sizes: EbpfPlane::table_sizes(flows),
-        pins: pins.cloned(),
+        instance,
+        persistence,
         orphan_after: settings.plane.orphan_after,
     };
     OffloadProgram::load(&options).map_err(|e| Refusal::Unusable(kind, e.to_string(), e.remedy()))

@@ -8,10 +8,12 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
+use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
 use crate::actors::RouterContext;
+use crate::actors::shared::ProcessRequest;
 use crate::api::view::{FlowView, RouteView};
 use crate::api::{FlowQuery, ShowQuery, ShowReply};
 use crate::frontend::query;
@@ -58,6 +60,28 @@ pub async fn watch_usage(context: Arc<RouterContext>) {
             }
         }
         sleep(USAGE_INTERVAL).await;
+    }
+}
+
+/// A function that is called several times a second. If it returns true, the settings are loaded
+/// again.
+pub type NeedsReload = Box<dyn FnMut() -> bool>;
+
+/// Interval at which [`NeedsReload`] is called.
+const RELOAD_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Loads the settings again whenever `needs_reload` returns true.
+pub async fn reload_on_demand(context: Arc<RouterContext>, mut needs_reload: NeedsReload) {
+    loop {
+        sleep(RELOAD_CHECK_INTERVAL).await;
+        if needs_reload() {
+            let (answer, reloaded) = oneshot::channel();
+            let sent = context.requests.send(ProcessRequest::Reload(answer)).await;
+            // Either fails at the end of the process. The outcome of the reload is in the log.
+            if sent.is_err() || reloaded.await.is_err() {
+                return;
+            }
+        }
     }
 }
 

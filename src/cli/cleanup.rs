@@ -10,7 +10,7 @@ use crate::settings::DEFAULT_BPFFS;
 use crate::sys::boot_clock::since_boot;
 use crate::sys::membership_keeper::end_orphaned;
 use crate::sys::offload::pins::PinFolder;
-use crate::sys::offload::{last_alive, remove_left};
+use crate::sys::offload::{last_alive, remove_left, remove_left_filters};
 
 /// Arguments of `mcastor cleanup`.
 ///
@@ -48,9 +48,7 @@ pub fn run(args: &CleanupArgs) -> ExitCode {
     if keepers > 0 {
         print_line("memberships: left");
     }
-    if folders.is_empty() && keepers == 0 {
-        print_line("nothing to remove");
-    }
+    let nothing_is_pinned = folders.is_empty();
     for folder in folders {
         let path = folder.path().display();
         let age = last_alive(&folder).map(|at| since_boot().saturating_sub(at));
@@ -68,6 +66,17 @@ pub fn run(args: &CleanupArgs) -> ExitCode {
             Ok(()) => print_line(&format!("{path}: removed")),
             Err(e) => result = fail(&format!("{path}: cannot be removed: {e}")),
         }
+    }
+    // After those whose programs are pinned.
+    let filters = remove_left_filters(None).unwrap_or_else(|e| {
+        result = fail(&format!("cannot find what is left on interfaces: {e}"));
+        0
+    });
+    if filters > 0 {
+        print_line(&format!("programs on {filters} interfaces: removed"));
+    }
+    if nothing_is_pinned && keepers == 0 && filters == 0 {
+        print_line("nothing to remove");
     }
     result
 }

@@ -157,6 +157,7 @@ fn router(args: &DoctorArgs) -> Result<RouterFacts, ClientError> {
         ShowQuery::Routes,
         ShowQuery::Groups,
         ShowQuery::Pending,
+        ShowQuery::Discovery,
         ShowQuery::Drops(DropQuery::default()),
     ] {
         match client::send(&args.socket.socket, Command::Show(query))? {
@@ -165,6 +166,7 @@ fn router(args: &DoctorArgs) -> Result<RouterFacts, ClientError> {
             ShowReply::Groups(groups) => facts.groups = groups,
             ShowReply::Pending(pending) => facts.pending = pending,
             ShowReply::Drops(drops) => facts.drops = drops,
+            ShowReply::Discovery(discovery) => facts.discovery = discovery,
             ShowReply::Flows(_)
             | ShowReply::Mnat(_)
             | ShowReply::Tunnels(_)

@@ -167,6 +167,9 @@ fn text(view: &ExplainView) -> String {
         text += "\nNo interface receives packets: there is no route or proxy, or all of them wait\n\
                  for interfaces; see `mcastor show pending`.\n";
     }
+    for sentence in &view.discovery {
+        text += &format!("\n{sentence}.\n");
+    }
     for ingress in &view.interfaces {
         text += "\n";
         text += &ingress_text(ingress);

@@ -131,6 +131,7 @@ fn run(
         title: format!("mcastor v{version} as mnat-{}", role.label()),
         settings,
         load: Box::new(|| Settings::load(None, environment()).map_err(Box::new)),
+        needs_reload: None,
         pid_file: None,
         clients: Clients::Control,
         on_started: None,

@@ -6,6 +6,7 @@ mod cleanup;
 pub mod convert;
 pub mod demo;
 mod doctor;
+pub mod driad_ingest;
 pub mod exit;
 mod explain;
 mod group_and_port;
@@ -154,6 +155,8 @@ enum Command {
     MnatEgress(mnat::EgressArgs),
     /// Run the server of multicast NAT, which assigns the mappings
     MnatServer(mnat_server::MnatServerArgs),
+    /// Receive the streams of a joinfile through AMT
+    DriadIngest(driad_ingest::DriadIngestArgs),
     /// Check that the running mcastor responds, for container health checks
     Health(health::HealthArgs),
     Send(send::SendArgs),
@@ -261,6 +264,7 @@ pub fn main() -> ExitCode {
         Command::MnatIngress(args) => mnat::ingress(args),
         Command::MnatEgress(args) => mnat::egress(args),
         Command::MnatServer(args) => mnat_server::run(args),
+        Command::DriadIngest(args) => driad_ingest::run(args),
         Command::Health(args) => health::run(args),
         Command::Send(args) => send::run(args),
         Command::Recv(args) => recv::run(args),

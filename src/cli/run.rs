@@ -69,6 +69,7 @@ pub fn run(args: RunArgs) -> ExitCode {
         title: format!("mcastor v{}, {source}", env!("CARGO_PKG_VERSION")),
         settings,
         load: Box::new(load),
+        needs_reload: None,
         pid_file: args.pid_file,
         mnat: None,
         clients: Clients::Control,

@@ -167,6 +167,8 @@ pub enum ShowTable {
     Mnat,
     /// Tunnels to AMT relays and gateways
     Tunnels,
+    /// What devices offer between networks, who asks, and what is withheld
+    Discovery,
     /// The streams with the most dropped packets, why they are dropped, and what can be done
     Drops,
 }
@@ -181,6 +183,7 @@ impl From<ShowTable> for ShowQuery {
             ShowTable::Pending => Self::Pending,
             ShowTable::Mnat => Self::Mnat,
             ShowTable::Tunnels => Self::Tunnels,
+            ShowTable::Discovery => Self::Discovery,
             ShowTable::Drops => Self::Drops(DropQuery::default()),
         }
     }
@@ -246,6 +249,7 @@ fn json(reply: &ShowReply) -> serde_json::Result<String> {
         ShowReply::Pending(pending) => serde_json::to_string_pretty(pending),
         ShowReply::Mnat(ends) => serde_json::to_string_pretty(ends),
         ShowReply::Tunnels(tunnels) => serde_json::to_string_pretty(tunnels),
+        ShowReply::Discovery(discovery) => serde_json::to_string_pretty(discovery),
         ShowReply::Drops(drops) => serde_json::to_string_pretty(drops),
         ShowReply::Upgraded(view) => serde_json::to_string_pretty(view),
         ShowReply::Done(done) => serde_json::to_string_pretty(done),

@@ -8,9 +8,10 @@ use ipnet::IpNet;
 
 use super::output::paragraph;
 use super::table::{NO_BREAK, new_table, table_text};
+use crate::api::view::BandwidthView;
 use crate::api::{
-    DropView, FlowView, GroupView, InterfaceView, MnatView, PendingView, QuerierView, RouteView,
-    ShowReply, TunnelView,
+    DiscoveryView, DropView, FlowView, GroupView, InterfaceView, MnatView, PendingView,
+    QuerierView, RouteView, ShowReply, TunnelView,
 };
 
 /// Formats a reply for a terminal, without escapes.
@@ -31,6 +32,7 @@ pub(super) fn text(reply: &ShowReply) -> String {
         ShowReply::Pending(pending) => table_text(pending_table(pending)),
         ShowReply::Mnat(ends) => table_text(mnat_table(ends)),
         ShowReply::Tunnels(tunnels) => table_text(tunnels_table(tunnels)),
+        ShowReply::Discovery(discovery) => discovery_text(discovery),
         ShowReply::Drops(drops) => drops_text(drops),
         ShowReply::Upgraded(view) => view.to_string(),
         ShowReply::Done(done) => done.clone(),
@@ -284,7 +286,8 @@ fn mnat_table(ends: &[MnatView]) -> Table {
 }
 
 fn tunnels_table(tunnels: &[TunnelView]) -> Table {
-    let header = [
+    let has_limits = tunnels.iter().any(|tunnel| tunnel.bandwidth.is_some());
+    let mut header = vec![
         "INTERFACE",
         "FAR END",
         "IGMP",
@@ -293,12 +296,13 @@ fn tunnels_table(tunnels: &[TunnelView]) -> Table {
         "PACKETS",
         "IDLE",
     ];
+    header.extend(has_limits.then_some("BANDWIDTH"));
     let mut table = new_table(&header, &[4, 5, 6]);
     for tunnel in tunnels {
         let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
         let packets = tunnel.packets.map(|packets| packets.to_string());
         let idle = tunnel.idle_ms.map(seconds);
-        table.add_row([
+        let mut row = vec![
             tunnel.interface.clone(),
             tunnel.remote.clone(),
             text(&tunnel.igmp),
@@ -306,9 +310,69 @@ fn tunnels_table(tunnels: &[TunnelView]) -> Table {
             tunnel.memberships.to_string(),
             text(&packets),
             text(&idle),
-        ]);
+        ];
+        row.extend(has_limits.then(|| bandwidth_column(tunnel.bandwidth.as_ref())));
+        table.add_row(row);
     }
     table
+}
+
+/// Returns for each `[[discovery]]` how it works, a table of the offers, and one of the questions.
+fn discovery_text(discovery: &[DiscoveryView]) -> String {
+    let mut texts = Vec::new();
+    for view in discovery {
+        let (from, to) = (view.from.join(", "), view.to.join(", "));
+        let mut text = format!("{}: devices on {from}; askers on {to}", view.name);
+        for protocol in &view.protocols {
+            text += &format!(
+                "\n  {}: answers {}, because {}",
+                protocol.protocol, protocol.answers, protocol.reason
+            );
+        }
+        texts.push(text);
+        let header = ["PROTOCOL", "OFFER", "DEVICE", "FROM", "TO", "IDLE", "STATE"];
+        let mut table = new_table(&header, &[5]);
+        for offer in &view.offers {
+            let name = match offer.instance.as_str() {
+                "" => offer.what.clone(),
+                instance => format!("{instance} ({})", offer.what),
+            };
+            let state = offer.withheld.as_deref();
+            table.add_row([
+                offer.protocol.clone(),
+                name,
+                offer.device.clone(),
+                offer.from.clone(),
+                offer.to.clone(),
+                seconds(offer.idle_ms),
+                state.map_or("found".into(), |reason| format!("withheld: {reason}")),
+            ]);
+        }
+        texts.push(table_text(table));
+        let header = [
+            "PROTOCOL",
+            "ASKER",
+            "FROM",
+            "TO",
+            "PORT",
+            "ANSWERS",
+            "REMAINING",
+        ];
+        let mut table = new_table(&header, &[4, 5, 6]);
+        for question in &view.questions {
+            table.add_row([
+                question.protocol.clone(),
+                question.asker.clone(),
+                question.from.clone(),
+                question.to.clone(),
+                question.port.to_string(),
+                question.answers.to_string(),
+                seconds(question.remaining_ms),
+            ]);
+        }
+        texts.push(table_text(table));
+    }
+    texts.join("\n")
 }
 
 fn routes_table(routes: &[RouteView]) -> Table {
@@ -366,6 +430,26 @@ fn querier_column(interface: &InterfaceView) -> String {
     queriers.join(", ")
 }
 
+/// Returns the BANDWIDTH column, such as `6 of 10 Mbit/s, 1 refused`.
+fn bandwidth_column(bandwidth: Option<&BandwidthView>) -> String {
+    let Some(bandwidth) = bandwidth else {
+        return "-".into();
+    };
+    let megabits = |bits: u64| {
+        let rounded = format!("{:.3}", bits as f64 / 1e6);
+        rounded
+            .trim_end_matches('0')
+            .trim_end_matches('.')
+            .to_owned()
+    };
+    let refused = match bandwidth.refused {
+        0 => String::new(),
+        n => format!(", {n} refused"),
+    };
+    let (admitted, limit) = (megabits(bandwidth.admitted), megabits(bandwidth.limit));
+    format!("{admitted} of {limit} Mbit/s{refused}")
+}
+
 /// Returns the translation of a route, such as ` -> (10.9.1.2, 239.1.1.1) port 5001`. `=` means
 /// that an address is not translated.
 fn translation_suffix(route: &RouteView) -> String {
@@ -382,7 +466,8 @@ fn translation_suffix(route: &RouteView) -> String {
 }
 
 fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
-    let header = [
+    let has_limits = interfaces.iter().any(|i| i.bandwidth.is_some());
+    let mut header = vec![
         "INDEX",
         "NAME",
         "STATE",
@@ -395,6 +480,7 @@ fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
         "DROPPED",
         "REFUSED",
     ];
+    header.extend(has_limits.then_some("BANDWIDTH"));
     let mut table = new_table(&header, &[0, 3, 7, 8]);
     for i in interfaces {
         let state = match (i.up, i.carrier) {
@@ -420,7 +506,7 @@ fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
         if i.socket_dropped_packets > 0 {
             dropped.push(format!("socket {}", i.socket_dropped_packets));
         }
-        table.add_row([
+        let mut row = vec![
             i.index.to_string(),
             i.name.clone(),
             state.into(),
@@ -432,7 +518,9 @@ fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
             i.transmitted_packets.to_string(),
             or_none(dropped),
             or_none(counts(&i.refused_messages)),
-        ]);
+        ];
+        row.extend(has_limits.then(|| bandwidth_column(i.bandwidth.as_ref())));
+        table.add_row(row);
     }
     table
 }

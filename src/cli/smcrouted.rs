@@ -294,6 +294,7 @@ fn prepare(args: &DaemonArgs, identity: Option<&UserIdentity>) -> Result<Options
         title,
         settings,
         load,
+        needs_reload: None,
         pid_file,
         mnat: None,
         clients: Clients::Smcroute(bound),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use crate::model::{Aliases, IfName, IfPattern, InterfaceId, NoInterface};
@@ -75,6 +76,19 @@ pub struct Endpoint {
     pub network: String,
     /// The MAC address of the container's interface.
     pub mac: MacAddr,
+    /// The addresses of the container's interface.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A port of a container that is published on addresses of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PublishedPort {
+    /// The port of the container.
+    pub private: u16,
+    /// The port of the host.
+    pub public: u16,
+    /// Whether it is a port of TCP; else of UDP.
+    pub is_tcp: bool,
 }
 
 /// A running container.
@@ -87,6 +101,8 @@ pub struct Container {
     /// Its attachments; empty if the container shares a network namespace with another container or
     /// the host.
     pub endpoints: Vec<Endpoint>,
+    /// Its ports that other hosts reach at this host.
+    pub published: Vec<PublishedPort>,
 }
 
 /// The networks and running containers of an engine.
@@ -140,6 +156,13 @@ impl EngineState {
             }
         }
         for container in &self.containers {
+            let addresses = container.endpoints.iter().flat_map(|e| &e.addresses);
+            for address in addresses {
+                for port in &container.published {
+                    let key = (*address, port.private, port.is_tcp);
+                    aliases.published.insert(key, port.public);
+                }
+            }
             let names = container.names.iter();
             let names = names.filter_map(|name| alias("container:", name));
             let labels = container.labels.iter();
@@ -249,9 +272,37 @@ mod tests {
                 .map(|(network, last)| Endpoint {
                     network: (*network).into(),
                     mac: mac(*last),
+                    addresses: vec![[172, 20, 0, *last].into()],
                 })
                 .collect(),
+            published: Vec::new(),
         }
+    }
+
+    #[test]
+    fn published_ports_belong_to_each_address_of_the_container() {
+        let port = |private, public, is_tcp| PublishedPort {
+            private,
+            public,
+            is_tcp,
+        };
+        let container = Container {
+            published: vec![port(80, 8080, true), port(53, 5300, false)],
+            ..container("web", &[("a", 2), ("b", 3)])
+        };
+        let state = EngineState {
+            containers: vec![container],
+            ..EngineState::default()
+        };
+        let (aliases, _) = state.aliases(&HostInterfaces::default());
+        assert_eq!(aliases.published.len(), 4);
+        let found = |last, port, is_tcp| {
+            let key = ([172, 20, 0, last].into(), port, is_tcp);
+            aliases.published.get(&key).copied()
+        };
+        assert_eq!(found(2, 80, true), Some(8080));
+        assert_eq!(found(3, 53, false), Some(5300));
+        assert_eq!(found(2, 80, false), None);
     }
 
     fn to_lines(aliases: &Aliases) -> Vec<String> {

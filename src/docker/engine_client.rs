@@ -1,14 +1,20 @@
 //! A read-only client for the socket of a Docker Engine, or of another engine with its API.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bollard::models::{ContainerSummary, ContainerSummaryStateEnum, Network as NetworkReply};
+use bollard::models::{
+    ContainerSummary, ContainerSummaryStateEnum, Network as NetworkReply, PortSummary,
+    PortSummaryTypeEnum,
+};
 use bollard::query_parameters::{EventsOptionsBuilder, ListContainersOptions, ListNetworksOptions};
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::{Stream, StreamExt};
 
-use super::aliases::{BRIDGE_DRIVER, Container, Endpoint, EngineNetwork, EngineState};
+use super::aliases::{
+    BRIDGE_DRIVER, Container, Endpoint, EngineNetwork, EngineState, PublishedPort,
+};
 use super::podman::{self, PodmanError, PodmanNetwork};
 use crate::model::escape::quote;
 
@@ -191,6 +197,23 @@ fn podman_network_of(reply: NetworkReply, details: &[PodmanNetwork]) -> Option<E
     })
 }
 
+/// Returns a port that other hosts reach; `None` if it is not published, or on loopback only.
+fn published_port(port: PortSummary) -> Option<PublishedPort> {
+    let address = port.ip.and_then(|ip| ip.parse::<IpAddr>().ok());
+    let is_reachable = address.is_none_or(|address| !address.is_loopback());
+    let is_tcp = match port.typ? {
+        PortSummaryTypeEnum::TCP => true,
+        PortSummaryTypeEnum::UDP => false,
+        _ => return None,
+    };
+    let published = PublishedPort {
+        private: port.private_port,
+        public: port.public_port?,
+        is_tcp,
+    };
+    is_reachable.then_some(published)
+}
+
 fn container_of(reply: ContainerSummary) -> Option<Container> {
     let running = matches!(
         reply.state,
@@ -208,11 +231,22 @@ fn container_of(reply: ContainerSummary) -> Option<Container> {
         Some(Endpoint {
             network: endpoint.network_id?,
             mac: endpoint.mac_address?.parse().ok()?,
+            addresses: [endpoint.ip_address, endpoint.global_ipv6_address]
+                .into_iter()
+                .flatten()
+                .filter_map(|address| address.parse().ok())
+                .collect(),
         })
     });
     Some(Container {
         names: names.collect(),
         labels: reply.labels.unwrap_or_default().into_iter().collect(),
         endpoints: endpoints.collect(),
+        published: reply
+            .ports
+            .into_iter()
+            .flatten()
+            .filter_map(published_port)
+            .collect(),
     })
 }

@@ -197,7 +197,8 @@ fn waiting(router: &RouterFacts, out: &mut Vec<Finding>) {
         ));
     }
     let proxies = router.interfaces.iter().any(|i| i.downstream_of.is_some());
-    if router.routes.is_empty() && !proxies && router.pending.is_empty() {
+    let is_idle = router.routes.is_empty() && router.discovery.is_empty() && !proxies;
+    if is_idle && router.pending.is_empty() {
         out.push(Finding::new(
             Cause::NothingConfigured,
             Certain,
@@ -363,6 +364,12 @@ fn firewall(facts: &Facts, out: &mut Vec<Finding>) {
                 "accept the groups that programs of this host receive; mcastor itself receives \
                  before the firewall",
             ),
+            RuleEffect::DropsAnswers if relays_answers(facts) => (
+                Cause::DiscoveryFragments,
+                Possible,
+                "accept UDP to ports 61440 to 61951: udp dport 61440-61951 accept, or iptables -I \
+                 INPUT -p udp --dport 61440:61951 -j ACCEPT",
+            ),
             RuleEffect::ChangesTtl if facts.router.is_some() => (
                 Cause::TtlRule,
                 Likely,
@@ -380,12 +387,25 @@ fn firewall(facts: &Facts, out: &mut Vec<Finding>) {
                 "use a network without `internal: true`, or let mcastor forward between the \
                  containers: conf/compose/internal.yml",
             ),
-            RuleEffect::ChangesTtl | RuleEffect::DropsForwarded | RuleEffect::IsolatesNetwork => {
+            RuleEffect::ChangesTtl
+            | RuleEffect::DropsForwarded
+            | RuleEffect::DropsAnswers
+            | RuleEffect::IsolatesNetwork => {
                 continue;
             }
         };
         out.push(Finding::new(problem, certainty, rule.text.clone(), remedy));
     }
+}
+
+/// Returns whether answers of discovery come back through the running mcastor.
+fn relays_answers(facts: &Facts) -> bool {
+    let mut rules = facts.router.iter().flat_map(|router| &router.discovery);
+    rules.any(|rule| {
+        rule.protocols
+            .iter()
+            .any(|protocol| protocol.answers == "relay")
+    })
 }
 
 fn has_bridge(facts: &Facts) -> bool {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::firewall::FirewallRule;
-use crate::api::{DropView, GroupView, InterfaceView, PendingView, RouteView};
+use crate::api::{DiscoveryView, DropView, GroupView, InterfaceView, PendingView, RouteView};
 
 /// The input of [`examine`](super::examine()).
 #[derive(Debug, Clone, Default)]
@@ -110,4 +110,6 @@ pub struct RouterFacts {
     pub pending: Vec<PendingView>,
     /// What it dropped.
     pub drops: Vec<DropView>,
+    /// Its discovery between networks.
+    pub discovery: Vec<DiscoveryView>,
 }

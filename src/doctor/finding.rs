@@ -43,6 +43,8 @@ reason_enum! {
     FirewallDropsIgmp = "firewall-drops-igmp",
     /// The firewall drops multicast packets.
     FirewallDropsMulticast = "firewall-drops-multicast",
+    /// The firewall drops answers to discovery that arrive in fragments.
+    DiscoveryFragments = "discovery-fragments",
     /// A rule of the firewall changes the TTL, but has no effect on what mcastor forwards.
     TtlRule = "ttl-rule",
     /// Bridged packets pass the rules of iptables.

@@ -1,6 +1,8 @@
 //! Reads the rules that `iptables-save` and `nft list ruleset` print. It looks for single rules and
 //! policies that matter for multicast, and does not evaluate whole rule sets.
 
+use crate::discovery::askers::FIRST_PORT;
+
 /// What a rule or policy does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RuleEffect {
@@ -12,6 +14,8 @@ pub enum RuleEffect {
     ChangesTtl,
     /// Drops packets that are forwarded and that no rule accepts.
     DropsForwarded,
+    /// Drops what arrives and no rule accepts, among it UDP to the ports for answers of discovery.
+    DropsAnswers,
     /// Keeps the packets of an internal network of a container engine inside its subnet. A group is
     /// not in the subnet.
     IsolatesNetwork,
@@ -146,6 +150,24 @@ pub fn nft(ruleset: &str) -> Vec<FirewallRule> {
     found
 }
 
+/// Returns the rule or policy that drops datagrams to the ports for answers of discovery, in the
+/// output of either program. A rule that names the first of these ports is taken to accept them.
+pub fn dropped_answers(rules: &str) -> Option<FirewallRule> {
+    if rules.contains(&FIRST_PORT.to_string()) {
+        return None;
+    }
+    let drops = |line: &&str| {
+        let is_policy = line.contains("hook input") && line.contains("policy drop");
+        let is_rule = ["-A INPUT -j DROP", "-A INPUT -j REJECT", ":INPUT DROP"];
+        is_policy || is_rule.iter().any(|start| line.starts_with(start))
+    };
+    let text = rules.lines().map(str::trim).find(drops)?;
+    Some(FirewallRule {
+        effect: RuleEffect::DropsAnswers,
+        text: text.to_owned(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,6 +214,27 @@ mod tests {
             ("-A DOCKER -p igmp -j DROP", vec![]),
         ] {
             assert_eq!(effects(&iptables(rules)), expected, "{rules}");
+        }
+    }
+
+    #[test]
+    fn closed_input_drops_answers_unless_their_ports_are_accepted() {
+        let closed = "chain input {\n\ttype filter hook input priority filter; policy drop;\n";
+        for (rules, drops) in [
+            (closed.to_string(), true),
+            (format!("{closed}\tudp dport 61440-61951 accept\n"), false),
+            (":INPUT DROP [3:120]".into(), true),
+            (
+                "-A INPUT -j REJECT --reject-with icmp-port-unreachable".into(),
+                true,
+            ),
+            (
+                ":INPUT DROP [0:0]\n-A INPUT -p udp --dport 61440:61951 -j ACCEPT".into(),
+                false,
+            ),
+            (":INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]".into(), false),
+        ] {
+            assert_eq!(dropped_answers(&rules).is_some(), drops, "{rules}");
         }
     }
 

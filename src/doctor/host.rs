@@ -266,9 +266,11 @@ fn read_firewall(facts: &mut HostFacts) {
     let mut read = 0;
     if let Some(ruleset) = output("nft", &["list", "ruleset"]) {
         facts.firewall.extend(firewall::nft(&ruleset));
+        facts.firewall.extend(firewall::dropped_answers(&ruleset));
         read += 1;
     } else if let Some(saved) = output("iptables-save", &[]) {
         facts.firewall.extend(firewall::iptables(&saved));
+        facts.firewall.extend(firewall::dropped_answers(&saved));
         read += 1;
     }
     if read == 0 {

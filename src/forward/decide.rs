@@ -4,7 +4,9 @@
 //! packet is sent on the paths of all of them. It leaves in one [`Variant`] for each.
 
 use super::trace::Recorder;
-use super::{DropReason, NoTrace, NotData, Trace, TraceStep, Tracer, egress_check};
+use super::{
+    DropReason, NoTrace, NotData, Trace, TraceStep, Tracer, bandwidth_check, egress_check,
+};
 use crate::model::addr::{is_link_local_group, is_link_local_source};
 use crate::model::{Group, InterfaceId, MacAddress, Source, TtlPolicy};
 use crate::table::flows::{FlowKey, Flows, Verdicts};
@@ -196,6 +198,8 @@ pub fn decide<'f>(
     if cached.is_none() {
         flows.note(key, matched, fib.generation, len, arrival.now_ms);
     }
+    let bytes = || flows.get(&key).map_or(0, |flow| flow.bytes);
+    bandwidth_check(&arrival.streams.bandwidth, ingress.bandwidth, &key, bytes)?;
     Ok(permitted.decision(arrival, datagram))
 }
 
@@ -220,7 +224,8 @@ fn permits_offload(arrival: Arrival<'_, '_>, verdicts: Verdicts, admission: Admi
     is_permitted && lease(arrival, verdicts)
 }
 
-/// Returns whether another forwarder sends the stream to a link on which its packets leave.
+/// Returns whether each packet needs a decision because of another forwarder on a link on which it
+/// leaves.
 fn may_yield(arrival: Arrival<'_, '_>, verdicts: Verdicts) -> bool {
     let Arrival { fib, ingress, .. } = arrival;
     let Some(stream) = verdicts.stream else {
@@ -230,7 +235,7 @@ fn may_yield(arrival: Arrival<'_, '_>, verdicts: Verdicts) -> bool {
     let mut paths = entry_paths(fib, ingress, verdicts).flat_map(|(_, paths)| paths);
     paths.any(|path| {
         let egress = fib.egress_of(path).map(|egress| egress.index);
-        egress.is_some_and(|egress| forwarders.has_sender(stream, egress, arrival.now_ms))
+        egress.is_some_and(|egress| forwarders.needs_decisions(stream, egress, arrival.now_ms))
     })
 }
 
@@ -389,6 +394,8 @@ pub fn resolve(arrival: Arrival<'_, '_>, bytes: &[u8]) -> Trace {
         may_leave_link(class)?;
         let matched = add_stream(arrival, matched, key);
         let permitted = permit(arrival, matched, datagram.ttl, &mut recorder)?;
+        let bandwidth = &arrival.streams.bandwidth;
+        bandwidth_check(bandwidth, ingress.bandwidth, &key, || 0)?;
         Ok(permitted.decision(arrival, datagram))
     });
     let outcome = decided.map(|decision| {
@@ -413,7 +420,10 @@ pub fn resolve(arrival: Arrival<'_, '_>, bytes: &[u8]) -> Trace {
                     let forwarders = &arrival.streams.forwarders;
                     forwarders.yields_to(stream, egress.index, takeover_ms, arrival.now_ms)
                 };
-                let mut result = egress_check(path, egress, decision.datagram.ttl);
+                let key = (decision.datagram.source, decision.datagram.destination);
+                let bandwidth = &arrival.streams.bandwidth;
+                let mut result = egress_check(path, egress, decision.datagram.ttl)
+                    .and_then(|()| bandwidth_check(bandwidth, egress.bandwidth, &key, || 0));
                 if result.is_ok() && yields_to().is_some() {
                     result = Err(DropReason::OtherForwarder);
                 }

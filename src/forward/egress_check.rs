@@ -1,7 +1,8 @@
 //! Whether a packet may leave on a path.
 
 use super::DropReason;
-use crate::table::{Egress, Path};
+use crate::table::flows::FlowKey;
+use crate::table::{BandwidthLimit, BandwidthTable, Egress, Path};
 
 /// Checks whether a packet that arrived with this TTL or hop limit may leave on a path whose
 /// egress is `egress`.
@@ -19,4 +20,22 @@ pub fn egress_check(path: &Path, egress: &Egress, arrived_ttl: u8) -> Result<(),
         return Err(DropReason::EgressDown);
     }
     Ok(())
+}
+
+/// Checks whether a stream may use an interface with this limit. `bytes` returns how much of it has
+/// arrived.
+///
+/// # Errors
+/// [`DropReason::Bandwidth`]: it would exceed the limit.
+#[inline]
+pub fn bandwidth_check(
+    table: &BandwidthTable,
+    limit: Option<BandwidthLimit>,
+    key: &FlowKey,
+    bytes: impl FnOnce() -> u64,
+) -> Result<(), DropReason> {
+    match limit {
+        Some(limit) if !table.forwards(limit, key, bytes) => Err(DropReason::Bandwidth),
+        _ => Ok(()),
+    }
 }

@@ -19,7 +19,7 @@ pub use decide::{
     look_up, may_offload, note_offloaded, observe, resolve,
 };
 pub use drop_history::{DropHistory, DropKey};
-pub use egress_check::egress_check;
+pub use egress_check::{bandwidth_check, egress_check};
 pub use loop_guard::LoopGuard;
 pub use not_data::NotData;
 pub use reason::DropReason;

@@ -65,6 +65,9 @@ reason_enum! {
     TranslateOption = "translate_option",
     /// Its VLAN tag belongs to a VLAN interface, which captures it instead.
     VlanElsewhere = "vlan_elsewhere",
+    /// Its stream would exceed the bandwidth limit of the egress, or of the gateway on which it
+    /// arrives.
+    Bandwidth = "bandwidth",
     /// The egress was down, or was removed while the packet waited.
     EgressDown = "egress_down",
     /// The egress accepted no more packets: its device queue or the socket buffer was full.
@@ -158,6 +161,10 @@ impl DropReason {
             Self::TranslateFragment => "Send smaller packets, or UDP with a checksum.",
             Self::TranslateOption => "Nothing: such packets should not be sent.",
             Self::VlanElsewhere => "Nothing. Route from the VLAN interface.",
+            Self::Bandwidth => {
+                "`mcastor show interfaces` shows the limit and what is used. The stream is \
+                 admitted when there is room. Raise `bandwidth`, or end another stream."
+            }
             Self::EgressDown => {
                 "`ip link`; `mcastor show interfaces`. An egress that is down or has no carrier \
                  drops all its packets."

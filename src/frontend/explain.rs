@@ -16,6 +16,7 @@ use crate::api::{
     DropQuery, ExplainQuery, ExplainView, ExplainedEgress, ExplainedIngress, ExplainedQuerier,
     ExplainedRule, FlowOrder, FlowQuery, RefusedView,
 };
+use crate::discovery::config::DiscoveryRule;
 use crate::forward::fragment::{clear_dont_fragment, fragment};
 use crate::forward::{Arrival, DropReason, NotData, Trace, TraceStep, resolve};
 use crate::membership::Protocol;
@@ -67,8 +68,32 @@ pub async fn explain(
         refused: refused(context, packet.group).await?,
         seen: seen.map_err(|_| QueryError::NoAnswer("an interface"))?,
         drops: drops.map_err(|_| QueryError::NoAnswer("an interface"))?,
+        discovery: discovery_of(context, &packet),
         packet,
     })
+}
+
+/// Returns a sentence for each `[[discovery]]` that relays messages to the group and port.
+fn discovery_of(context: &RouterContext, packet: &ExplainQuery) -> Vec<String> {
+    let settings = context.discovery.load();
+    let sentence = |rule: &DiscoveryRule| {
+        let mut protocols = rule.protocols.iter();
+        let protocol = protocols.find(|protocol| {
+            protocol.port() == packet.port && protocol.groups().contains(&packet.group)
+        })?;
+        let (relays, reason) = rule.relays_answers(*protocol);
+        let way = if relays {
+            "through this router"
+        } else {
+            "directly"
+        };
+        Some(format!(
+            "discovery \"{}\" relays {protocol} messages, whatever happens to the packet itself; \
+             answers come back {way}: {reason}",
+            rule.name
+        ))
+    };
+    settings.rules.iter().filter_map(sentence).collect()
 }
 
 /// Returns the queriers of the protocol with which hosts join the group.

@@ -3,6 +3,7 @@
 
 mod background;
 pub mod control;
+mod discovery_views;
 mod drop_views;
 pub mod explain;
 pub mod flow_views;

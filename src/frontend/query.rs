@@ -11,11 +11,11 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use super::ingress_names::ingress_named;
-use super::{drop_views, flow_views, group_views, views};
+use super::{discovery_views, drop_views, flow_views, group_views, views};
 use crate::actors::RouterContext;
 use crate::actors::messages::{
-    ApplyChange, Barrier, FlushFlows, QueryHostGroups, QueryMembers, QueryMnat, QueryQueriers,
-    QueryRouting, QueryTunnels, RoutingTables,
+    ApplyChange, Barrier, FlushFlows, QueryDiscovery, QueryHostGroups, QueryMembers, QueryMnat,
+    QueryQueriers, QueryRouting, QueryTunnels, RoutingTables,
 };
 use crate::actors::shared::ProcessRequest;
 use crate::api::{
@@ -84,7 +84,8 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
             let tables = routing_tables(context).await?;
             let queriers = ask(context, "membership", QueryQueriers).await?;
             let fib = context.snapshot.load().fib.clone();
-            let mut interfaces = views::interfaces(&tables, &fib, catalog);
+            let mut interfaces =
+                views::interfaces(&tables, &fib, catalog, &context.streams.bandwidth);
             for interface in &mut interfaces {
                 let index = InterfaceId::new(interface.index);
                 let queriers = index.and_then(|index| queriers.get(&index));
@@ -116,7 +117,22 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
         }
         ShowQuery::Tunnels => {
             let tunnels = ask(context, "amt", QueryTunnels).await?;
-            ShowReply::Tunnels(tunnels.into_iter().map(views::tunnel).collect())
+            let fib = context.snapshot.load().fib.clone();
+            let bandwidth = &context.streams.bandwidth;
+            let tunnels = tunnels.into_iter();
+            let views = tunnels.map(|report| {
+                let id = context.tunnels.id(&report.interface);
+                views::tunnel(report, id, &fib, bandwidth)
+            });
+            ShowReply::Tunnels(views.collect())
+        }
+        ShowQuery::Discovery if context.discovery.load().rules.is_empty() => {
+            ShowReply::Discovery(Vec::new())
+        }
+        ShowQuery::Discovery => {
+            let reports = ask(context, "discovery", QueryDiscovery).await?;
+            let views = reports.into_iter().map(discovery_views::discovery);
+            ShowReply::Discovery(views.collect())
         }
         ShowQuery::Drops(query) => {
             let drops = drop_views::drops(context, query).await;

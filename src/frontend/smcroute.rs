@@ -153,6 +153,7 @@ async fn show_tables(
             ShowReply::Pending(_)
             | ShowReply::Mnat(_)
             | ShowReply::Tunnels(_)
+            | ShowReply::Discovery(_)
             | ShowReply::Drops(_)
             | ShowReply::Explain(_)
             | ShowReply::Trace(_)

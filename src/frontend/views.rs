@@ -4,15 +4,17 @@ use std::time::Duration;
 
 use crate::actors::messages::{MnatStatus, RoutingTables, TunnelEnd, TunnelReport};
 use crate::api::view::{
-    InterfaceView, MappingView, MnatView, PathView, PendingView, QuerierView, RewriteView,
-    RouteView, TunnelView,
+    BandwidthView, InterfaceView, MappingView, MnatView, PathView, PendingView, QuerierView,
+    RewriteView, RouteView, TunnelView,
 };
 use crate::forward::DropReason;
 use crate::membership::{Protocol, QuerierStatus};
 use crate::metrics::{Catalog, InterfaceCounters};
 use crate::mnat::Channel;
-use crate::model::{IfPattern, Link, Links, MAX_PROXIES, ProxyRule, RouteRule, TranslationRule};
-use crate::table::{Fib, Rib};
+use crate::model::{
+    IfPattern, InterfaceId, Link, Links, MAX_PROXIES, ProxyRule, RouteRule, TranslationRule,
+};
+use crate::table::{BandwidthLimit, BandwidthTable, Fib, InterfaceOptions, Rib};
 
 fn texts<T: ToString>(items: &[T]) -> Vec<String> {
     items.iter().map(ToString::to_string).collect()
@@ -168,10 +170,35 @@ fn waiting<'a>(
 }
 
 /// Renders every link with its counters. `fib` is the forwarding table in force.
-pub fn interfaces(tables: &RoutingTables, fib: &Fib, catalog: &Catalog) -> Vec<InterfaceView> {
+pub fn interfaces(
+    tables: &RoutingTables,
+    fib: &Fib,
+    catalog: &Catalog,
+    bandwidth: &BandwidthTable,
+) -> Vec<InterfaceView> {
     let links = tables.links.iter();
-    let views = links.map(|link| interface(&tables.rib, link, fib, catalog));
+    let views = links.map(|link| InterfaceView {
+        bandwidth: InterfaceOptions::bandwidth_of(&tables.rib.interfaces, link)
+            .map(|limit| bandwidth_view(limit, bandwidth)),
+        ..interface(&tables.rib, link, fib, catalog)
+    });
     views.collect()
+}
+
+/// The refused streams that an interface lists.
+const LISTED_STREAMS: usize = 16;
+
+/// Renders the limit of an interface.
+fn bandwidth_view(limit: BandwidthLimit, table: &BandwidthTable) -> BandwidthView {
+    let BandwidthLimit { interface, limit } = limit;
+    let usage = table.usage(interface);
+    let refused = table.refused(interface).into_iter().take(LISTED_STREAMS);
+    BandwidthView {
+        limit: limit.bits(),
+        admitted: usage.map_or(0, |usage| usage.admitted.bits()),
+        refused: usage.map_or(0, |usage| usage.refused),
+        refused_streams: refused.map(|(s, g)| format!("({s}, {g})")).collect(),
+    }
 }
 
 /// Renders the queriers of an interface.
@@ -209,7 +236,17 @@ pub fn mnat(status: MnatStatus) -> MnatView {
 }
 
 /// Renders a tunnel.
-pub fn tunnel(report: TunnelReport) -> TunnelView {
+pub fn tunnel(
+    report: TunnelReport,
+    id: Option<InterfaceId>,
+    fib: &Fib,
+    table: &BandwidthTable,
+) -> TunnelView {
+    let ingresses = fib.ingresses.values().filter_map(|i| i.bandwidth);
+    let egresses = fib.egresses.iter().filter_map(|e| e.bandwidth);
+    let mut limits = ingresses.chain(egresses);
+    let limit = limits.find(|limit| Some(limit.interface) == id);
+    let bandwidth = limit.map(|limit| bandwidth_view(limit, table));
     let ms = |duration: Duration| duration.as_millis() as u64;
     let interface = report.interface.to_string();
     match report.end {
@@ -224,6 +261,7 @@ pub fn tunnel(report: TunnelReport) -> TunnelView {
             packets: Some(packets),
             bytes: Some(bytes),
             idle_ms: status.silent_for.map(ms),
+            bandwidth,
         },
         TunnelEnd::Gateway(status) => TunnelView {
             interface,
@@ -236,6 +274,7 @@ pub fn tunnel(report: TunnelReport) -> TunnelView {
             packets: None,
             bytes: None,
             idle_ms: Some(ms(status.updated)),
+            bandwidth,
         },
     }
 }
@@ -288,5 +327,6 @@ fn interface(rib: &Rib, link: &Link, fib: &Fib, catalog: &Catalog) -> InterfaceV
             .map(ToString::to_string)
             .collect(),
         queriers: Vec::new(),
+        bandwidth: None,
     }
 }

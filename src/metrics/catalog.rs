@@ -11,6 +11,7 @@ use prometheus::{
 use serde::{Deserialize, Serialize};
 
 use super::amt::AmtFamilies;
+use super::discovery::DiscoveryFamilies;
 use super::families::{Families, MetricsRegistry};
 use super::http::HttpFamilies;
 use super::membership::MembershipFamilies;
@@ -151,6 +152,8 @@ pub struct Catalog {
     pub mnat: MnatFamilies,
     /// Metrics of AMT.
     pub amt: AmtFamilies,
+    /// Metrics of discovery.
+    pub discovery: DiscoveryFamilies,
     process: ProcessFamilies,
 }
 
@@ -364,6 +367,7 @@ impl Catalog {
         let membership = MembershipFamilies::new(&registry)?;
         let mnat = MnatFamilies::new(&registry)?;
         let amt = AmtFamilies::new(&registry)?;
+        let discovery = DiscoveryFamilies::new(&registry)?;
         let process = ProcessFamilies::new(&registry)?;
         Ok(Self {
             registry,
@@ -371,6 +375,7 @@ impl Catalog {
             membership,
             mnat,
             amt,
+            discovery,
             process,
             route_packets,
             route_bytes,

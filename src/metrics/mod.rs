@@ -3,6 +3,7 @@
 
 pub mod amt;
 pub mod catalog;
+mod discovery;
 mod families;
 pub mod http;
 pub mod membership;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 
 use super::{IfName, IfPattern, InterfaceId};
 
@@ -10,6 +11,10 @@ const MIN_SUGGESTION_CHARS: usize = 4;
 /// A suggestion may differ from a name of up to this many characters by one edit, and from a longer
 /// name by two.
 const SHORT_NAME_CHARS: usize = 7;
+
+/// The ports of this host under which ports of containers are reached: by address and port of the
+/// container, and whether it is TCP.
+pub type PublishedPorts = BTreeMap<(IpAddr, u16, bool), u16>;
 
 /// Aliases of links, from other programs than the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,6 +28,8 @@ pub struct Aliases {
     /// Why the container engine does not answer, and the remedy; `None` while it answers or no
     /// rule needs it.
     pub engine_error: Option<String>,
+    /// The ports that the engine publishes.
+    pub published: PublishedPorts,
 }
 
 /// Why a name of the container engine has no interface in this network namespace.

@@ -42,6 +42,14 @@ impl SourceFilter {
         }
     }
 
+    /// Returns the filter that accepts the same sources except some.
+    pub fn without(&self, sources: &BTreeSet<Source>) -> Self {
+        match self {
+            Self::Include(included) => Self::Include(included - sources),
+            Self::Exclude(excluded) => Self::Exclude(excluded | sources),
+        }
+    }
+
     /// Returns the filter that accepts the sources that either filter accepts (RFC 9776 section
     /// 3.2).
     pub fn union(&self, other: &Self) -> Self {
@@ -97,6 +105,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn filter_without_sources_accepts_all_others(a in filter(), n in 0u8..8) {
+            let rest = a.without(&[source(n)].into());
+            for m in 0..8 {
+                let s = source(m);
+                prop_assert_eq!(rest.accepts(s), a.accepts(s) && m != n);
+            }
+        }
+
         #[test]
         fn union_accepts_sources_of_both(a in filter(), b in filter()) {
             let both = a.union(&b);

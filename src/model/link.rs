@@ -249,7 +249,7 @@ impl IfPattern {
 
 /// Returns whether `name` matches `pattern`. It is called for every rule and link at every change,
 /// so it does not allocate: after a mismatch only the last star has to match one more byte.
-fn glob_matches(pattern: &[u8], name: &[u8]) -> bool {
+pub(crate) fn glob_matches(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
     let mut star = None;
     while n < name.len() {

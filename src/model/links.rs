@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{Aliases, IfName, IfPattern, InterfaceId, MacAddress, PlaneName};
+use super::{Aliases, Bandwidth, IfName, IfPattern, InterfaceId, MacAddress, PlaneName};
 
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -41,6 +41,9 @@ pub struct Link {
     /// Whether packets only arrive on it, such as on the gateway of a tunnel.
     #[serde(skip)]
     pub receives_only: bool,
+    /// The limit of the streams on it, if it is part of its own configuration.
+    #[serde(skip)]
+    pub bandwidth: Option<Bandwidth>,
 }
 
 impl Link {
@@ -59,6 +62,7 @@ impl Link {
             known_as: BTreeSet::new(),
             plane: None,
             receives_only: false,
+            bandwidth: None,
         }
     }
 
@@ -187,6 +191,18 @@ impl Links {
         self.links.values().find(|l| l.name.as_str() == name)
     }
 
+    /// Removes the links of the kernel whose names other interfaces have, such as tunnels. Returns
+    /// the names.
+    pub fn remove_named(&mut self, names: &BTreeSet<IfName>) -> BTreeSet<IfName> {
+        let named = self.iter().filter(|link| names.contains(&link.name));
+        let named: Vec<_> = named.map(|l| (l.index, l.name.clone())).collect();
+        let removed = named.into_iter().map(|(index, name)| {
+            self.remove(index);
+            name
+        });
+        removed.collect()
+    }
+
     /// Returns all links, by index.
     pub fn iter(&self) -> impl Iterator<Item = &Link> {
         self.links.values()
@@ -265,6 +281,22 @@ impl FromIterator<Link> for Links {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn named_links_and_their_addresses_are_removed() {
+        let id = |n| InterfaceId::new(n).unwrap();
+        let name = |text: &str| text.parse::<IfName>().unwrap();
+        let mut links: Links = [Link::new(id(1), name("a")), Link::new(id(2), name("b"))]
+            .into_iter()
+            .collect();
+        let address = "10.0.0.1".parse::<IpAddr>().unwrap();
+        let on_link = "10.0.0.0/24".parse().unwrap();
+        links.insert_address(id(1), LinkAddress { address, on_link });
+        let names = BTreeSet::from([name("a"), name("c")]);
+        assert_eq!(links.remove_named(&names), BTreeSet::from([name("a")]));
+        assert!(links.by_name("a").is_none() && links.by_name("b").is_some());
+        assert!(links.addresses(id(1)).is_empty());
+    }
 
     #[test]
     fn ports_and_loopback_are_selected_by_name_only() {

@@ -5,6 +5,7 @@
 
 pub mod addr;
 pub mod aliases;
+pub mod bandwidth;
 pub mod boot_time;
 pub mod escape;
 pub mod filter;
@@ -23,7 +24,8 @@ pub mod ttl;
 pub mod tunnel;
 
 pub use addr::{AddrError, Group, GroupPrefix, Source, SourceGroup, SourcePrefix, StreamSet};
-pub use aliases::{Aliases, NoInterface, WaitingHint};
+pub use aliases::{Aliases, NoInterface, PublishedPorts, WaitingHint};
+pub use bandwidth::{Bandwidth, BandwidthError};
 pub use boot_time::{BootTime, ClockReading};
 pub use filter::SourceFilter;
 pub use flow_end::FlowEnd;

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::IfName;
+use super::{Bandwidth, IfName};
 
 /// The far end of a tunnel, and the address of this host that the far end knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,4 +22,6 @@ pub struct TunnelInterface {
     pub mtu: u32,
     /// Whether packets only arrive on it.
     pub receives_only: bool,
+    /// The limit of the streams on it.
+    pub bandwidth: Option<Bandwidth>,
 }

@@ -16,8 +16,8 @@ use super::{Batch, CapturedMessage, Messages, Packet, SharedBatch, Slot};
 use crate::forward::finish::finish_packet;
 use crate::forward::segment::{gso_layout, prepare_for_kernel_gso, segment};
 use crate::forward::{
-    Arrival, Decision, DropHistory, DropReason, LoopGuard, NotData, Variant, decide, egress_check,
-    observe,
+    Arrival, Decision, DropHistory, DropReason, LoopGuard, NotData, Variant, bandwidth_check,
+    decide, egress_check, observe,
 };
 use crate::model::TranslationRule;
 use crate::table::flows::{FlowBudget, Flows};
@@ -357,7 +357,11 @@ impl Switch {
                     continue;
                 }
                 let egress = &fib.egresses[path.egress as usize];
-                let mut checked = egress_check(path, egress, decision.datagram.ttl);
+                let stream = (decision.datagram.source, decision.datagram.destination);
+                let bytes = || self.flows.get(&stream).map_or(0, |flow| flow.bytes);
+                let bandwidth = &self.streams.bandwidth;
+                let mut checked = egress_check(path, egress, decision.datagram.ttl)
+                    .and_then(|()| bandwidth_check(bandwidth, egress.bandwidth, &stream, bytes));
                 if checked.is_ok() {
                     match decision.yield_decision(
                         variant.entry,

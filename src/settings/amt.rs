@@ -7,13 +7,15 @@ use super::checker::Checker;
 use super::key_path::KeyPath;
 use super::raw::{RawAmt, RawAmtGateway, RawAmtRelay, RawStrings, RawTable};
 use crate::amt::candidate::RelayWay;
-use crate::amt::config::{AmtConfig, GatewayInterface, RelayInterface};
-use crate::amt::relay::RelayConfig;
+use crate::amt::config::{AmtConfig, GatewayInterface, RelayConfig, RelayInterface};
 use crate::model::IfName;
 use crate::wire::amt::PORT;
 
 /// The addresses of `listen` without the key.
 const DEFAULT_LISTEN: [&str; 2] = ["0.0.0.0:2268", "[::]:2268"];
+
+/// The interface that the kernel always has.
+const LOOPBACK: &str = "lo";
 
 /// The names of interfaces that were checked, and where they are.
 type Names = HashMap<IfName, KeyPath>;
@@ -23,15 +25,25 @@ pub(super) fn check_amt(checker: &mut Checker<'_>, raw: RawAmt) -> AmtConfig {
     let root = KeyPath::root("amt");
     let mut names = Names::new();
     let mut config = AmtConfig::default();
+    let mut through = Vec::new();
     for (n, raw) in entries(raw.gateway) {
         let path = root.key("gateway").index(n);
         let gateway = check_gateway(checker, &path, raw, &mut names);
+        let interface = gateway.as_ref().and_then(|g| g.interface.clone());
+        through.extend(interface.map(|name| (path.key("interface"), name)));
         config.gateways.extend(gateway);
     }
     for (n, raw) in entries(raw.relay) {
         let path = root.key("relay").index(n);
         let relay = check_relay(checker, &path, raw, &mut names);
         config.relays.extend(relay);
+    }
+    for (path, name) in through {
+        if let Some(first) = names.get(&name) {
+            let help = "Tunnels leave on an interface of the kernel.";
+            let texts = (format!("\"{name}\""), "no tunnel interface", help);
+            checker.refuse_related(&path, texts, (first, "the tunnel"));
+        }
     }
     config
 }
@@ -58,7 +70,11 @@ fn check_gateway(
         .interface
         .and_then(|name| check_name(checker, &interface_path, &name));
     let families = check_families(checker, &path.key("families"), raw.families);
+    let limits = raw.limits.map(|table| table.0).unwrap_or_default();
+    let bandwidth_path = path.key("limits").key("bandwidth");
+    let bandwidth = checker.bandwidth(&bandwidth_path, limits.bandwidth);
     Some(GatewayInterface {
+        bandwidth,
         name: name?,
         ways: ways?,
         interface,
@@ -80,6 +96,8 @@ fn check_relay(
         checker.duration_or_default(&path.key("query_interval"), raw.query_interval);
     let mtu = checker.integer_or_default(&path.key("mtu"), raw.mtu, "");
     let limits = raw.limits.map(|table| table.0).unwrap_or_default();
+    let bandwidth_path = path.key("limits").key("bandwidth");
+    let bandwidth = checker.bandwidth(&bandwidth_path, limits.bandwidth);
     let mut limit =
         |key: &str, number| checker.integer_or_default(&path.key("limits").key(key), number, "");
     let relay = RelayConfig {
@@ -91,6 +109,7 @@ fn check_relay(
         answers: limit("answers", limits.answers) as u32,
     };
     Some(RelayInterface {
+        bandwidth,
         name: name?,
         listen,
         mtu: mtu as u32,
@@ -106,6 +125,11 @@ fn check_own_name(
     names: &mut Names,
 ) -> Option<IfName> {
     let name = check_name(checker, path, text)?;
+    if text == LOOPBACK {
+        let expected = "a name that the kernel does not use";
+        checker.refuse(path, format!("{text:?}"), expected, "Choose another name.");
+        return None;
+    }
     if let Some(first) = names.get(&name) {
         let found = format!("\"{name}\" for the second time");
         let texts = (

@@ -13,7 +13,7 @@ use super::raw::{RawTtlPolicy, TTL_FORMS, find_key};
 use super::report::{Problem, SourceLocation};
 use super::unknown::variable_assignment;
 use super::words::{did_you_mean, quoted_choice};
-use crate::model::{IfPattern, LinkError, RouteName, TtlPolicy};
+use crate::model::{Bandwidth, IfPattern, LinkError, RouteName, TtlPolicy};
 
 /// The longest path in a UNIX socket address: 108 bytes less the NUL (unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
@@ -197,6 +197,18 @@ impl<'a> Checker<'a> {
             let default = humantime::parse_duration(default_string(path));
             default.unwrap_or_default()
         })
+    }
+
+    /// Checks a bit rate such as "100Mbit". Returns nothing for an absent or wrong one.
+    pub fn bandwidth(&mut self, path: &KeyPath, text: Option<String>) -> Option<Bandwidth> {
+        let text = text?;
+        let parsed = text.parse();
+        if parsed.is_err() {
+            let expected = "a bit rate such as \"100Mbit\" or \"1.5Gbit\"";
+            let help = "Units are bit, kbit, Mbit and Gbit. For no limit, omit the key.";
+            self.refuse(path, format!("{text:?}"), expected, help);
+        }
+        parsed.ok()
     }
 
     /// Checks a name for metrics, where there is one. `example` is a default name.

@@ -49,6 +49,7 @@ pub(super) fn check_interfaces(
         let igmp_version = version("igmp", versions.igmp);
         let mld_version = version("mld", versions.mld);
         let refresh = checker.duration(&path.key("refresh"), raw.refresh);
+        let bandwidth = checker.bandwidth(&path.key("bandwidth"), raw.bandwidth);
         let planes = [
             ("auto", KernelForwarding::Auto),
             ("packet", KernelForwarding::Never),
@@ -66,6 +67,7 @@ pub(super) fn check_interfaces(
             igmp_version,
             mld_version,
             refresh,
+            bandwidth,
         });
     }
     interfaces

@@ -21,6 +21,7 @@ mod amt;
 mod checker;
 mod declaration;
 mod deserialize;
+mod discovery;
 mod file;
 mod interfaces;
 mod joins;
@@ -99,7 +100,8 @@ impl Settings {
         let addresses = self.routes.iter().filter_map(note_on_addresses);
         let returns = self.routes.iter().filter_map(note_on_return);
         let notes = doubtful.chain(http).chain(addresses).chain(returns);
-        notes.chain(joins).chain(upward).collect()
+        let discovery = discovery::notes(&self.discovery, &self.routes, &self.proxies);
+        notes.chain(joins).chain(upward).chain(discovery).collect()
     }
 
     /// Reads `file`, if there is one, merges the variables of `env` that start with [`PREFIX`],

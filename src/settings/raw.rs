@@ -31,6 +31,7 @@ raw_tables! {
         route: Tables(RawRoute);
         join: Tables(RawJoin);
         proxy: Tables(RawProxy);
+        discovery: Tables(RawDiscovery);
         mrdisc: Table(RawMrdisc);
         mnat: Table(RawMnat);
         amt: Table(RawAmt);
@@ -93,7 +94,8 @@ raw_tables! {
         unknown_packets: Integer, default_integer(200000), integers(0, 1000000000);
         /// With "ebpf": a folder of a BPF file system, in which programs and tables are kept, so
         /// that the kernel forwards on if mcastor ends unexpectedly, and the next mcastor continues
-        /// with them. "off": the kernel stops to forward when mcastor ends.
+        /// with them. Without such a file system the kernel forwards on too, and the next mcastor
+        /// starts with empty tables. "off": the kernel stops to forward when mcastor ends.
         bpffs: String, default_string(DEFAULT_BPFFS),
             range("absolute path, or `\"off\"`");
         /// How long the kernel forwards without mcastor.
@@ -137,6 +139,9 @@ raw_tables! {
         plane: String, default_string("auto"), words(&["auto", "packet", "peer"]);
         version: Table(RawHostVersions), default_described("the versions of the querier"),
             example("{ igmp = 2 }");
+        /// The bit rate of the streams that leave on the interface, as IP packets. A new (S,G)
+        /// that would exceed it is dropped as `bandwidth`; streams that are forwarded stay.
+        bandwidth: String, range("number with bit, kbit, Mbit or Gbit"), example("\"100Mbit\"");
         /// Reports the groups that are joined on the interface at this interval, for networks
         /// that never query but expect reports.
         refresh: String, durations_ms(1000, 3_600_000), example("\"60s\"");
@@ -342,6 +347,75 @@ raw_tables! {
         reports_per_second: Integer, default_integer(10_000), integers(1, 1_000_000);
     }
 
+    /// Discovery between networks: what devices on one interface offer is found, and reached, from
+    /// another. See docs/discovery.md.
+    struct RawDiscovery {
+        /// The name in `show discovery`.
+        name: String, default_described("the interfaces"), range("visible characters, unique"),
+            example("\"home\"");
+        /// The interfaces between which offers and questions cross, in every direction.
+        between: Strings, entries(1, 64), range("interface names or patterns"),
+            example("[\"eth0\", \"br-*\"]");
+        /// For one direction: the interfaces of the devices that offer something.
+        from: Strings, entries(1, 64), range("interface names or patterns"),
+            example("[\"eth0\"]");
+        /// With `from`: the interfaces of those who ask.
+        to: Strings, entries(1, 64), range("interface names or patterns"),
+            example("[\"vlan20\"]");
+        /// The protocols: their names, a group with a port, or "broadcast:PORT".
+        protocols: Strings, required(), entries(1, 32),
+            range("`\"mdns\"`, `\"ssdp\"`, `\"ws-discovery\"`, `\"llmnr\"`, `\"coap\"`, `\"knx\"`, \
+                `\"slp\"`, `\"sap\"`, `\"dds\"`, `\"dds:DOMAIN\"`, `\"GROUP:PORT\"`, `\"broadcast:PORT\"`"),
+            example("[\"mdns\", \"ssdp\", \"ws-discovery\"]");
+        /// How unicast answers come back: "relay" through this router, from the address of the
+        /// device; "direct" by the routes of the device, which receives the address of the asker.
+        /// "auto" is "relay" where the protocol permits it.
+        answers: String, default_string("auto"), words(&["auto", "relay", "direct"]);
+        /// "rewrite" replaces addresses that the other interface cannot use, such as those of
+        /// containers, or leaves the offer out. "keep" changes nothing.
+        addresses: String, default_string("rewrite"), words(&["rewrite", "keep"]);
+        allow: Tables(RawOfferRule), inside("discovery"), default_described("everything"),
+            example("[{ service = \"_ipp._tcp\" }]");
+        deny: Tables(RawOfferRule), inside("discovery"), default_described("nothing"),
+            example("[{ service = \"_ssh._tcp\" }]");
+        limits: Table(RawDiscoveryLimits), default_described("the defaults of its keys"),
+            example("{ questions = 512 }");
+    }
+
+    /// A rule about what is offered. It matches where all its keys match; * and ? are patterns.
+    struct RawOfferRule {
+        /// Service type of DNS-SD.
+        service: String, example("\"_googlecast._tcp\"");
+        /// Instance name of DNS-SD.
+        instance: String, example("\"Living Room*\"");
+        /// Host name, without ".local".
+        name: String, example("\"printer-*\"");
+        /// Address of the device, or a prefix.
+        device: String, range("address or prefix"), example("\"192.168.20.7\"");
+        /// Link-layer address of the device.
+        mac: String, range("six octets in hexadecimal"), example("\"02:00:00:00:00:07\"");
+        /// Search target (ST) or notification type (NT) of SSDP.
+        st: String, example("\"urn:*:MediaServer:*\"");
+        /// A type of WS-Discovery, without its namespace.
+        types: String, example("\"NetworkVideoTransmitter\"");
+        /// The interface of the device.
+        from: String, range("interface name or pattern"), example("\"vlan20\"");
+        /// The interface of the asker.
+        to: String, range("interface name or pattern"), example("\"eth0\"");
+    }
+
+    /// Limits of what strangers can create. What exceeds one is withheld and counted.
+    struct RawDiscoveryLimits {
+        /// The number of open questions.
+        questions: Integer, default_integer(512), integers(1, 100_000);
+        /// The number of open questions of one address.
+        questions_per_asker: Integer, default_integer(32), integers(1, 100_000);
+        /// The number of questions and announcements per second that leave on an interface.
+        messages_per_second: Integer, default_integer(200), integers(1, 100_000);
+        /// The number of offers that `show discovery` knows.
+        offers: Integer, default_integer(2048), integers(1, 100_000);
+    }
+
     /// Multicast router advertisements, for interfaces with `mrdisc = true` (RFC 4286).
     struct RawMrdisc {
         /// The time between two advertisements.
@@ -405,6 +479,15 @@ raw_tables! {
         /// The IP versions of the streams. The tunnels may have either.
         families: Strings, default_described("`[\"ipv4\", \"ipv6\"]`"), words(&["ipv4", "ipv6"]),
             range("`\"ipv4\"`, `\"ipv6\"`, or both"), example("[\"ipv4\", \"ipv6\"]");
+        limits: Table(RawAmtGatewayLimits), default_described("no limit"),
+            example("{ bandwidth = \"100Mbit\" }");
+    }
+
+    /// Limits of a gateway.
+    struct RawAmtGatewayLimits {
+        /// The bit rate of the streams that arrive, as IP packets. A new (S,G) that would exceed
+        /// it is left; streams that are received stay.
+        bandwidth: String, range("number with bit, kbit, Mbit or Gbit"), example("\"100Mbit\"");
     }
 
     /// An interface on which multicast leaves through tunnels to gateways.
@@ -438,6 +521,9 @@ raw_tables! {
         answers_per_prefix: Integer, default_integer(100), integers(1, 1_000_000);
         /// The number of answers per second to all senders that have no tunnel yet.
         answers: Integer, default_integer(5_000), integers(1, 1_000_000);
+        /// The bit rate of the streams in all tunnels, as IP packets: each gateway counts. A new
+        /// (S,G) that would exceed it is dropped as `bandwidth`; streams that are sent stay.
+        bandwidth: String, range("number with bit, kbit, Mbit or Gbit"), example("\"1Gbit\"");
     }
 
     /// The number of flows, (S,G) pairs being forwarded, that are tracked.

@@ -102,6 +102,7 @@ pub(super) fn add(mut settings: Settings, conf: &Conf) -> Settings {
         igmp_version: None,
         mld_version: None,
         refresh: None,
+        bandwidth: None,
     });
     settings.interfaces.extend(options);
     let routes = conf.routes.iter().map(|(_, rule)| rule.clone());

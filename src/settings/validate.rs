@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::amt::check_amt;
 use super::checker::Checker;
+use super::discovery::check_discovery;
 use super::interfaces::check_interfaces;
 use super::joins::check_joins;
 use super::key_path::KeyPath;
@@ -41,6 +42,7 @@ pub(super) fn validate(
         routes: check_routes(&mut checker, tables(raw.route)),
         joins: check_joins(&mut checker, tables(raw.join)),
         proxies: check_proxies(&mut checker, tables(raw.proxy)),
+        discovery: check_discovery(&mut checker, tables(raw.discovery)),
         mrdisc: check_mrdisc(&mut checker, table(raw.mrdisc)),
         mnat: raw.mnat.and_then(|raw| check_mnat(&mut checker, raw.0)),
         amt: check_amt(&mut checker, table(raw.amt)),

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::raw::DEFAULT_SOCKET;
-use crate::model::{IfPattern, JoinRule, KernelForwarding, ProxyRule, RouteRule, TtlThreshold};
+use crate::model::{
+    Bandwidth, IfPattern, JoinRule, KernelForwarding, ProxyRule, RouteRule, TtlThreshold,
+};
 
 /// The settings. The default is the meaning of an empty file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +34,8 @@ pub struct Settings {
     /// Each `[[proxy]]`, in the order of the file. Names are unique, and no interface is
     /// downstream of two proxies.
     pub proxies: Vec<ProxyRule>,
+    /// Each `[[discovery]]`, in the order of the file. Names are unique.
+    pub discovery: Vec<crate::discovery::config::DiscoveryRule>,
     /// `[mrdisc]`
     pub mrdisc: MrdiscSettings,
     /// `[mnat]`
@@ -191,6 +195,8 @@ pub struct InterfaceSettings {
     pub mld_version: Option<u8>,
     /// Interval at which joined groups are reported without a query; `None` for never.
     pub refresh: Option<Duration>,
+    /// The limit of the streams that leave; `None` for none.
+    pub bandwidth: Option<Bandwidth>,
 }
 
 /// Multicast router discovery (RFC 4286).

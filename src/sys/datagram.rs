@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -57,6 +57,12 @@ impl AsRawFd for DatagramSocket {
     }
 }
 
+impl AsFd for DatagramSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl DatagramSocket {
     /// Opens a socket. With an interface, datagrams leave and arrive there only.
     ///
@@ -103,6 +109,16 @@ impl DatagramSocket {
         Ok(Self { fd, local })
     }
 
+    /// Continues the socket of another process.
+    ///
+    /// # Errors
+    /// It is no UDP socket, or the kernel refuses.
+    pub fn from_descriptor(fd: OwnedFd) -> io::Result<Self> {
+        let local = UdpSocket::from(fd.try_clone()?).local_addr()?;
+        let fd = outside_reserve(fd, DescriptorUse::Packets)?;
+        Ok(Self { fd, local })
+    }
+
     /// Returns the address that the socket is bound to.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
@@ -114,7 +130,7 @@ impl DatagramSocket {
     /// As [`CopySender::send`].
     pub fn send(&self, to: TunnelEndpoint, payload: &[u8]) -> io::Result<()> {
         CopySender::default()
-            .send(self, [&[], payload], &[to])
+            .send(self, &[payload], None, &[to])
             .map(drop)
     }
 }
@@ -254,31 +270,36 @@ impl DatagramReceiver {
 #[derive(Default)]
 pub struct CopySender {
     messages: Vec<libc::mmsghdr>,
+    parts: Vec<libc::iovec>,
     names: Vec<RawAddress>,
     controls: Vec<ControlBuffer>,
 }
 
-// SAFETY: the pointers inside `messages` are only followed during `send`, which sets them before
-// each system call.
+// SAFETY: the pointers inside `messages` and `parts` are only followed during `send`, which sets them
+// before each system call.
 unsafe impl Send for CopySender {}
 
 impl CopySender {
-    /// Sends the two parts of a payload, as one datagram, to the first receivers of a list. Returns
-    /// to how many, at least one. All must have the IP version of the socket.
+    /// Sends the parts of a payload, one after the other, to the first receivers of a list. Returns
+    /// to how many, at least one. All must have the IP version of the socket. With `segment`, the
+    /// kernel makes datagrams of this length of the payload (`UDP_SEGMENT`), and a shorter last one.
     ///
     /// # Errors
-    /// The kernel refuses the first one. `WouldBlock`: the send buffer is full.
+    /// The kernel refuses the first receiver. `WouldBlock`: the send buffer is full.
+    /// [`is_segment_error`]: it may accept the datagrams one by one.
     pub fn send(
         &mut self,
         socket: &DatagramSocket,
-        payload: [&[u8]; 2],
+        payload: &[&[u8]],
+        segment: Option<u16>,
         to: &[TunnelEndpoint],
     ) -> io::Result<usize> {
         let to = &to[..to.len().min(MAX_COPIES)];
-        let mut iovecs = payload.map(|part| libc::iovec {
+        self.parts.clear();
+        self.parts.extend(payload.iter().map(|part| libc::iovec {
             iov_base: part.as_ptr().cast_mut().cast(),
             iov_len: part.len(),
-        });
+        }));
         self.names.clear();
         self.names
             .extend(to.iter().map(|to| raw_address(to.remote)));
@@ -294,13 +315,18 @@ impl CopySender {
                 SocketAddr::V4(_) => size_of::<libc::sockaddr_in>(),
                 SocketAddr::V6(_) => size_of::<libc::sockaddr_in6>(),
             } as libc::socklen_t;
-            header.msg_iov = iovecs.as_mut_ptr();
-            header.msg_iovlen = iovecs.len() as _;
-            write_local(header, &mut self.controls[n], to.local);
+            header.msg_iov = self.parts.as_mut_ptr();
+            header.msg_iovlen = self.parts.len() as _;
+            let mut controls = ControlWriter::new(&mut self.controls[n]);
+            controls.add_local(to.local);
+            if let Some(segment) = segment {
+                controls.add(libc::SOL_UDP, libc::UDP_SEGMENT, segment);
+            }
+            controls.finish(header);
             self.messages.push(message);
         }
-        // SAFETY: each message points to a name and a control buffer in `self` and to `iovecs`,
-        // which point to `payload`. All of it outlives the call, and the kernel only reads it.
+        // SAFETY: each message points to a name, a control buffer and the parts in `self`, which
+        // point to `payload`. All of it outlives the call, and the kernel only reads it.
         let sent = unsafe {
             libc::sendmmsg(
                 socket.as_raw_fd(),
@@ -316,47 +342,79 @@ impl CopySender {
     }
 }
 
-/// Sets the source address of a message. Without one, the kernel chooses.
-fn write_local(header: &mut libc::msghdr, control: &mut ControlBuffer, local: IpAddr) {
-    if local.is_unspecified() {
-        return;
+/// Returns whether an error of [`CopySender::send`] may be caused by `segment`: the kernel or the
+/// interface does not support it, or a datagram exceeds the MTU of the path.
+pub fn is_segment_error(error: &io::Error) -> bool {
+    let errors = [libc::EINVAL, libc::EIO, libc::EMSGSIZE, libc::EOPNOTSUPP];
+    error.raw_os_error().is_some_and(|e| errors.contains(&e))
+}
+
+/// Writes the control messages of a message that is sent.
+struct ControlWriter<'a> {
+    buffer: &'a mut ControlBuffer,
+    len: usize,
+}
+
+impl<'a> ControlWriter<'a> {
+    fn new(buffer: &'a mut ControlBuffer) -> Self {
+        Self { buffer, len: 0 }
     }
-    header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = size_of::<ControlBuffer>() as _;
-    // SAFETY: `control` is aligned for a header and large enough for one with either struct, and
-    // `msg_controllen` says so. The CMSG functions return pointers into it.
-    unsafe {
-        let entry = libc::CMSG_FIRSTHDR(header);
-        let data = libc::CMSG_DATA(entry);
-        let len = match local {
-            IpAddr::V4(addr) => {
-                (*entry).cmsg_level = libc::IPPROTO_IP;
-                (*entry).cmsg_type = libc::IP_PKTINFO;
-                let info = libc::in_pktinfo {
+
+    /// Adds the source address. Without one, the kernel chooses.
+    fn add_local(&mut self, local: IpAddr) {
+        match local {
+            _ if local.is_unspecified() => {}
+            IpAddr::V4(addr) => self.add(
+                libc::IPPROTO_IP,
+                libc::IP_PKTINFO,
+                libc::in_pktinfo {
                     ipi_ifindex: 0,
                     ipi_spec_dst: libc::in_addr {
                         s_addr: addr.to_bits().to_be(),
                     },
                     ipi_addr: libc::in_addr { s_addr: 0 },
-                };
-                data.cast::<libc::in_pktinfo>().write_unaligned(info);
-                size_of::<libc::in_pktinfo>()
-            }
-            IpAddr::V6(addr) => {
-                (*entry).cmsg_level = libc::IPPROTO_IPV6;
-                (*entry).cmsg_type = libc::IPV6_PKTINFO;
-                let info = libc::in6_pktinfo {
+                },
+            ),
+            IpAddr::V6(addr) => self.add(
+                libc::IPPROTO_IPV6,
+                libc::IPV6_PKTINFO,
+                libc::in6_pktinfo {
                     ipi6_addr: libc::in6_addr {
                         s6_addr: addr.octets(),
                     },
                     ipi6_ifindex: 0,
-                };
-                data.cast::<libc::in6_pktinfo>().write_unaligned(info);
-                size_of::<libc::in6_pktinfo>()
-            }
-        } as u32;
-        (*entry).cmsg_len = libc::CMSG_LEN(len) as _;
-        header.msg_controllen = libc::CMSG_SPACE(len) as _;
+                },
+            ),
+        }
+    }
+
+    /// Adds a control message, if there is space.
+    fn add<T: Copy>(&mut self, level: libc::c_int, kind: libc::c_int, data: T) {
+        let size = size_of::<T>() as u32;
+        // SAFETY: these functions only compute lengths.
+        let (len, space) = unsafe { (libc::CMSG_LEN(size), libc::CMSG_SPACE(size) as usize) };
+        if self.len + space > size_of::<ControlBuffer>() {
+            return;
+        }
+        // SAFETY: `space` bytes fit behind `self.len`, which is a multiple of the alignment of a
+        // header, as `CMSG_SPACE` is. The data follows the header.
+        unsafe {
+            let entry = self.buffer.0.as_mut_ptr().add(self.len);
+            let entry = entry.cast::<libc::cmsghdr>();
+            (*entry).cmsg_level = level;
+            (*entry).cmsg_type = kind;
+            (*entry).cmsg_len = len as _;
+            libc::CMSG_DATA(entry).cast::<T>().write_unaligned(data);
+        }
+        self.len += space;
+    }
+
+    /// Lets a message have what was added.
+    fn finish(self, header: &mut libc::msghdr) {
+        if self.len > 0 {
+            header.msg_control = self.buffer.0.as_mut_ptr().cast();
+            header.msg_controllen = self.len as _;
+        }
     }
 }
 
@@ -383,5 +441,40 @@ fn raw_address(address: SocketAddr) -> RawAddress {
                 sin6_scope_id: address.scope_id(),
             },
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_arrive_as_datagrams_from_the_local_address() {
+        let open = || DatagramSocket::open("127.0.0.1:0".parse().unwrap(), None).unwrap();
+        let (socket, far) = (open(), Arc::new(open()));
+        let to = TunnelEndpoint {
+            remote: far.local_addr(),
+            local: Ipv4Addr::LOCALHOST.into(),
+        };
+        let payload: [&[u8]; 3] = [b"abcd", b"efgh", b"ij"];
+        let sent = CopySender::default().send(&socket, &payload, Some(4), &[to, to]);
+        assert_eq!(sent.unwrap(), 2);
+        let mut receiver = DatagramReceiver::new(far);
+        let mut received: Vec<Vec<u8>> = Vec::new();
+        for _ in 0..1000 {
+            let mut datagrams = Vec::new();
+            match receiver.receive(&mut datagrams) {
+                Ok(buffer) => received.extend(datagrams.iter().map(|datagram| {
+                    assert_eq!(datagram.endpoint.remote, socket.local_addr());
+                    buffer.bytes()[datagram.start..][..datagram.len].to_vec()
+                })),
+                Err(_) if received.len() < 6 => {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                Err(_) => break,
+            }
+        }
+        let expected: Vec<&[u8]> = [payload, payload].concat();
+        assert_eq!(received, expected);
     }
 }

@@ -54,13 +54,30 @@ pub enum CaptureFilter {
     },
     /// The same, except packets that the kernel forwards by itself.
     Offload(CaptureProgram),
+    /// UDP datagrams to some ports, except what the instance sent that sets this mark.
+    Datagrams {
+        /// The mark.
+        own_mark: u32,
+        /// The ports, at most [`MAX_FILTER_PORTS`].
+        ports: Vec<u16>,
+        /// Further ports: those that are equal to the first value after masking with the second.
+        block: (u16, u16),
+    },
 }
+
+/// The largest number of ports of [`CaptureFilter::Datagrams`]: jumps skip at most 255 instructions.
+pub const MAX_FILTER_PORTS: usize = 64;
 
 impl CaptureFilter {
     /// Sets the filter of a socket. Replaces an existing filter atomically.
     pub(super) fn attach(&self, fd: &OwnedFd) -> io::Result<()> {
         match self {
             Self::Multicast { own_mark } => attach(fd, &multicast(*own_mark)),
+            Self::Datagrams {
+                own_mark,
+                ports,
+                block,
+            } => attach(fd, &datagrams(*own_mark, ports, *block)),
             Self::Offload(program) => {
                 let program = program.descriptor().as_raw_fd();
                 set_option_int(fd, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, program)
@@ -124,6 +141,56 @@ fn multicast(mark: u32) -> Vec<sock_filter> {
         Op::Load(byte, SKF_AD_OFF + SKF_AD_PKTTYPE),
         Op::Equal(host, Target::Accept, Target::Drop),
     ])
+}
+
+/// Returns the filter for UDP datagrams to some ports, without IPv4 options and IPv6 extension
+/// headers. It accepts a first fragment, but no further ones, which hold no ports.
+fn datagrams(mark: u32, ports: &[u16], block: (u16, u16)) -> Vec<sock_filter> {
+    let byte = BPF_B;
+    let other_host = u32::from(libc::PACKET_OTHERHOST);
+    let outgoing = u32::from(libc::PACKET_OUTGOING);
+    let ports = ports.iter().take(MAX_FILTER_PORTS);
+    let compare = |at: i32| {
+        let equal = |port: &u16| Op::Equal((*port).into(), Target::Accept, Target::Next);
+        let mut ops = vec![Op::Load(BPF_H, SKF_NET_OFF + at)];
+        ops.extend(ports.clone().map(equal));
+        ops.push(Op::And(block.1.into()));
+        ops.push(Op::Equal(block.0.into(), Target::Accept, Target::Drop));
+        ops
+    };
+    let mut v4 = vec![
+        Op::Load(byte, SKF_NET_OFF),
+        Op::Equal(0x45, Target::Next, Target::Drop),
+        Op::Load(byte, SKF_NET_OFF + 9),
+        Op::Equal(17, Target::Next, Target::Drop),
+        Op::Load(BPF_H, SKF_NET_OFF + 6),
+        Op::And(0x1fff),
+        Op::Equal(0, Target::Next, Target::Drop),
+    ];
+    v4.extend(compare(22));
+    let mut ops = vec![
+        Op::Load(byte, SKF_AD_OFF + SKF_AD_PKTTYPE),
+        Op::Equal(other_host, Target::Drop, Target::Next),
+        Op::Equal(outgoing, Target::Next, Target::Skip(2)),
+        Op::Load(BPF_W, SKF_AD_OFF + SKF_AD_MARK),
+        Op::Equal(mark, Target::Drop, Target::Next),
+        Op::Load(BPF_H, SKF_AD_OFF + SKF_AD_PROTOCOL),
+        Op::Equal(
+            ETHERTYPE_IPV4.into(),
+            Target::Next,
+            Target::Skip(v4.len() as u8),
+        ),
+    ];
+    ops.extend(v4);
+    ops.extend([
+        // IPv4 has been decided.
+        Op::Load(BPF_H, SKF_AD_OFF + SKF_AD_PROTOCOL),
+        Op::Equal(ETHERTYPE_IPV6.into(), Target::Next, Target::Drop),
+        Op::Load(byte, SKF_NET_OFF + 6),
+        Op::Equal(17, Target::Next, Target::Drop),
+    ]);
+    ops.extend(compare(42));
+    assemble(&ops)
 }
 
 /// Returns the filter that rejects all frames.
@@ -237,10 +304,16 @@ mod tests {
                 } else if k == SKF_AD_OFF + SKF_AD_PROTOCOL {
                     protocol.into()
                 } else {
-                    match packet.get((k - SKF_NET_OFF) as usize) {
-                        Some(b) => (*b).into(),
-                        None => return false,
-                    }
+                    let at = (k - SKF_NET_OFF) as usize;
+                    let len = if code == BPF_LD | BPF_H | BPF_ABS {
+                        2
+                    } else {
+                        1
+                    };
+                    let Some(bytes) = packet.get(at..at + len) else {
+                        return false;
+                    };
+                    bytes.iter().fold(0, |a, b| a << 8 | u32::from(*b))
                 };
             }
         }
@@ -294,6 +367,53 @@ mod tests {
             };
             let passed = run(&program, &frame);
             assert_eq!(passed, passes, "{kind} {mark:x} {protocol:x}");
+        }
+    }
+
+    #[test]
+    fn datagrams_to_the_ports_pass() {
+        const MARK: u32 = 0x6d63_0001;
+        let program = datagrams(MARK, &[1900, 5353], (61_440, 0xfe00));
+        let v4 = |port: u16, flags: u16| {
+            let mut packet = vec![0u8; 28];
+            (packet[0], packet[9]) = (0x45, 17);
+            packet[6..8].copy_from_slice(&flags.to_be_bytes());
+            packet[22..24].copy_from_slice(&port.to_be_bytes());
+            packet
+        };
+        let v6 = |port: u16, next: u8| {
+            let mut packet = vec![0u8; 48];
+            (packet[0], packet[6]) = (0x60, next);
+            packet[42..44].copy_from_slice(&port.to_be_bytes());
+            packet
+        };
+        let (host, multicast, other, out) = (0, 2, 3, 4);
+        for (kind, mark, protocol, packet, passes) in [
+            (multicast, 0, 0x0800, v4(1900, 0), true),
+            (multicast, 0, 0x0800, v4(1901, 0), false),
+            (multicast, 0, 0x0800, v4(1900, 0x2000), true),
+            (multicast, 0, 0x0800, v4(1900, 0x2001), false),
+            (host, 0, 0x0800, v4(61_440, 0), true),
+            (host, 0, 0x0800, v4(61_951, 0x4000), true),
+            (host, 0, 0x0800, v4(61_952, 0), false),
+            (host, 0, 0x0800, v4(61_439, 0), false),
+            (other, 0, 0x0800, v4(1900, 0), false),
+            (out, 0, 0x0800, v4(5353, 0), true),
+            (out, MARK, 0x0800, v4(5353, 0), false),
+            (multicast, MARK, 0x0800, v4(5353, 0), true),
+            (multicast, 0, 0x86dd, v6(5353, 17), true),
+            (multicast, 0, 0x86dd, v6(5353, 6), false),
+            (host, 0, 0x86dd, v6(61_500, 17), true),
+            (multicast, 0, 0x0806, v4(1900, 0), false),
+        ] {
+            let frame = CapturedFrame {
+                link: libc::ARPHRD_ETHER,
+                kind,
+                mark,
+                protocol,
+                packet: &packet,
+            };
+            assert_eq!(run(&program, &frame), passes, "{kind} {mark:x} {packet:?}");
         }
     }
 

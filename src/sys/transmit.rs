@@ -391,7 +391,7 @@ impl Transmitter {
 }
 
 /// Opens a socket that is bound to an interface, receives nothing, and marks its packets.
-fn send_socket(kind: libc::c_int, index: IfIndex, mark: u32) -> io::Result<OwnedFd> {
+pub(super) fn send_socket(kind: libc::c_int, index: IfIndex, mark: u32) -> io::Result<OwnedFd> {
     let fd = socket(kind)?;
     set_option(&fd, libc::SOL_SOCKET, libc::SO_MARK, &mark)?;
     // SO_SNDBUFFORCE needs CAP_NET_ADMIN. SO_SNDBUF is limited by net.core.wmem_max.
@@ -503,7 +503,7 @@ impl AsRawFd for WritableSocket {
 /// Returns the link-layer destination of a packet: the Ethernet address of its group.
 ///
 /// Callers pass complete IP headers only. An incomplete header yields the all-zero address.
-fn destination(index: IfIndex, packet: &[u8]) -> libc::sockaddr_ll {
+pub(super) fn destination(index: IfIndex, packet: &[u8]) -> libc::sockaddr_ll {
     let v4 = || -> Option<[u8; 4]> { packet.get(16..20)?.try_into().ok() };
     let v6 = || -> Option<[u8; 16]> { packet.get(24..40)?.try_into().ok() };
     let (ethertype, mac) = match packet.first().map(|b| b >> 4) {

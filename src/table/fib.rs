@@ -13,6 +13,7 @@ use ahash::AHashMap;
 use ipnet::IpNet;
 
 use super::active_ingress::IngressSelection;
+use super::bandwidth_table::BandwidthLimit;
 use super::ids::{DownstreamId, EgressId, EntryId, PathId};
 use super::lookup::PrefixTable;
 use super::oif_table::OifTable;
@@ -82,6 +83,8 @@ pub struct Ingress {
     pub plane: Option<PlaneName>,
     /// Whether the kernel forwards what arrives on the interface.
     pub kernel_forwarding: KernelForwarding,
+    /// The limit of what arrives: that of the gateway of tunnels.
+    pub bandwidth: Option<BandwidthLimit>,
 }
 
 /// A proxy on one of its interfaces, for packets that arrive there.
@@ -163,6 +166,8 @@ pub struct Egress {
     pub plane: Option<PlaneName>,
     /// Whether the kernel forwards what leaves on the interface.
     pub kernel_forwarding: KernelForwarding,
+    /// The limit of what leaves.
+    pub bandwidth: Option<BandwidthLimit>,
     /// Its subnets.
     pub subnets: Vec<IpNet>,
     /// Its link-layer address.

@@ -378,6 +378,7 @@ impl FibBuilder {
         let options = InterfaceOptions::of_link(&self.options, oif);
         let threshold = options.and_then(|options| options.ttl_threshold);
         let kernel_forwarding = options.map(|options| options.kernel_forwarding);
+        let bandwidth = InterfaceOptions::bandwidth_of(&self.options, oif);
         let (egresses, path_counts, links) =
             (&mut self.egresses, &mut self.path_counts, &self.links);
         let egress = *self.egress_ids.entry(oif.index).or_insert_with(|| {
@@ -388,6 +389,7 @@ impl FibBuilder {
                 running: oif.up && oif.carrier,
                 plane: oif.plane,
                 kernel_forwarding: kernel_forwarding.unwrap_or_default(),
+                bandwidth,
                 subnets: subnets(links.addresses(oif.index)).collect(),
                 address: oif.address,
             });
@@ -516,6 +518,9 @@ impl FibBuilder {
                     .and_then(|link| InterfaceOptions::of_link(options, link))
                     .map(|options| options.kernel_forwarding)
                     .unwrap_or_default(),
+                bandwidth: link
+                    .filter(|link| link.receives_only)
+                    .and_then(|link| InterfaceOptions::bandwidth_of(options, link)),
                 ..Ingress::default()
             })
         });
@@ -769,6 +774,7 @@ mod tests {
                 disabled: false,
                 capture: false,
                 kernel_forwarding: Default::default(),
+                bandwidth: None,
                 reports: Default::default(),
             };
             let mut rib = Rib {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::model::{IfPattern, KernelForwarding, Link, TtlThreshold};
+use super::bandwidth_table::BandwidthLimit;
+use crate::model::{Bandwidth, IfPattern, KernelForwarding, Link, TtlThreshold};
 
 /// How this host reports its memberships on an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,9 +33,19 @@ pub struct InterfaceOptions {
     pub capture: bool,
     /// Whether the kernel forwards what arrives or leaves on the interface.
     pub kernel_forwarding: KernelForwarding,
+    /// The limit of the streams that leave; `None` for that of the link itself, if it has one.
+    pub bandwidth: Option<Bandwidth>,
 }
 
 impl InterfaceOptions {
+    /// Returns the limit of a link.
+    pub fn bandwidth_of(all: &[Self], link: &Link) -> Option<BandwidthLimit> {
+        let configured = Self::of_link(all, link).and_then(|options| options.bandwidth);
+        let interface = link.index;
+        let limit = configured.or(link.bandwidth);
+        limit.map(|limit| BandwidthLimit { interface, limit })
+    }
+
     /// Returns the options of a link: the first whose literal name matches, else the first whose
     /// pattern does.
     pub fn of_link<'a>(all: &'a [Self], link: &Link) -> Option<&'a Self> {

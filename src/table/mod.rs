@@ -2,6 +2,8 @@
 //! memberships of hosts.
 
 pub mod active_ingress;
+pub mod bandwidth_admission;
+pub mod bandwidth_table;
 pub mod fib;
 pub mod fib_builder;
 mod fib_diff;
@@ -33,6 +35,7 @@ pub mod top_counts;
 pub mod translated_joins;
 
 pub use active_ingress::{Admission, IngressDomain, IngressSelection, StreamArrival};
+pub use bandwidth_table::{BandwidthLimit, BandwidthTable};
 pub use fib::{DownstreamInterface, Egress, Entry, Fib, Ingress, Path, ProxyIngress};
 pub use fib_builder::FibBuilder;
 pub use fib_diff::FibDiff;

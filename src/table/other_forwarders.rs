@@ -33,6 +33,10 @@ const MAX_SILENCE_MS: u64 = 60_000;
 /// Time after which a station that still sends does not know the rule, in milliseconds.
 const PERSISTENCE_MS: u64 = 1000;
 
+/// Time without packets of another station after which the plane may forward a stream without a look
+/// at each packet, in milliseconds. A station that sends again is noticed then too, only later.
+const PLANE_SILENCE_MS: u64 = 2 * PERSISTENCE_MS;
+
 /// Smallest number of packets by which such a station is recognised.
 const PERSISTENT_PACKETS: u64 = 3;
 
@@ -202,11 +206,18 @@ impl OtherForwarders {
         yields.then(|| MacAddress::from_u64(slot.extra.load(Ordering::Relaxed)))?
     }
 
-    /// Returns whether another station has sent the stream to the link within a minute.
-    pub fn has_sender(&self, stream: StreamKey, link: InterfaceId, now_ms: u64) -> bool {
+    /// Returns whether each packet of the stream to the link needs a decision: this router yields, or
+    /// another station has sent the stream lately.
+    pub fn needs_decisions(&self, stream: StreamKey, link: InterfaceId, now_ms: u64) -> bool {
         let slot = self.slots.find(slot_key(stream, link));
         let state = slot.map(|slot| slot.state.load(Ordering::Relaxed));
-        state.is_some_and(|state| age_ms(state, now_ms) < MAX_SILENCE_MS)
+        state.is_some_and(|state| {
+            let silence_ms = match state & YIELDS {
+                0 => PLANE_SILENCE_MS,
+                _ => MAX_SILENCE_MS,
+            };
+            age_ms(state, now_ms) < silence_ms
+        })
     }
 }
 
@@ -298,15 +309,32 @@ mod tests {
         assert!(!link.forwards(504));
         let other = InterfaceId::new(4).unwrap();
         for (egress, expected) in [(link.egress, true), (other, false)] {
-            assert_eq!(
-                link.forwarders.has_sender(link.stream, egress, 504),
-                expected
-            );
+            let forwarders = &link.forwarders;
+            let needed = forwarders.needs_decisions(link.stream, egress, 504);
+            assert_eq!(needed, expected);
         }
+    }
+
+    #[test]
+    fn plane_forwards_again_after_a_short_silence_unless_this_router_yields() {
+        for (station, silence_ms) in [(HIGH, PLANE_SILENCE_MS), (LOW, MAX_SILENCE_MS)] {
+            let link = EgressLink::new();
+            link.see(station, 1);
+            for (now_ms, expected) in [(silence_ms, true), (1 + silence_ms, false)] {
+                let forwarders = &link.forwarders;
+                let needed = forwarders.needs_decisions(link.stream, link.egress, now_ms);
+                assert_eq!(needed, expected, "{now_ms}");
+            }
+        }
+        // It has taken over.
+        let link = EgressLink::new();
+        link.see(LOW, 1);
+        assert!(!link.forwards(500));
+        assert!(link.forwards(501));
         assert!(
             !link
                 .forwarders
-                .has_sender(link.stream, link.egress, 503 + MAX_SILENCE_MS)
+                .needs_decisions(link.stream, link.egress, 1 + PLANE_SILENCE_MS)
         );
     }
 

@@ -31,6 +31,8 @@ pub struct Rib {
     pub proxies: Vec<ProxyRule>,
     /// The interfaces that are no links of the kernel.
     pub tunnels: Vec<TunnelInterface>,
+    /// The interfaces of discovery, whose messages are not forwarded by these rules.
+    pub discovery: Vec<IfPattern>,
 }
 
 impl Rib {
@@ -188,7 +190,8 @@ impl Rib {
         let proxies = proxies.flat_map(|p| p.upstream.iter().chain(&p.downstream));
         let joins = self.joins.iter().map(|join| &join.interface);
         let options = self.interfaces.iter().map(|options| &options.name);
-        rules.chain(proxies).chain(joins).chain(options)
+        let rules = rules.chain(proxies).chain(joins).chain(options);
+        rules.chain(&self.discovery)
     }
 
     /// Returns the options of a link.
@@ -345,6 +348,7 @@ mod tests {
             disabled: false,
             capture: false,
             kernel_forwarding: Default::default(),
+            bandwidth: None,
         };
         let rib = Rib {
             rules: vec![].into(),
@@ -380,6 +384,7 @@ mod tests {
                 disabled: false,
                 capture: true,
                 kernel_forwarding: Default::default(),
+                bandwidth: None,
                 reports: ReportOptions::default(),
             }],
             ..Rib::default()

@@ -1,6 +1,7 @@
 //! State of streams that the interface actors share: active ingresses and other forwarders.
 
 use super::active_ingress::{ActiveIngresses, IngressSelection};
+use super::bandwidth_table::BandwidthTable;
 use super::other_forwarders::OtherForwarders;
 use super::stream_key::StreamKey;
 use crate::model::MacAddress;
@@ -12,6 +13,8 @@ pub struct StreamState {
     pub ingresses: ActiveIngresses,
     /// The stations that send streams to links to which this router forwards them.
     pub forwarders: OtherForwarders,
+    /// The streams of interfaces with a bandwidth limit.
+    pub bandwidth: BandwidthTable,
 }
 
 impl StreamState {
@@ -20,6 +23,7 @@ impl StreamState {
         Self {
             ingresses: ActiveIngresses::for_streams(streams),
             forwarders: OtherForwarders::default(),
+            bandwidth: BandwidthTable::default(),
         }
     }
 

@@ -23,6 +23,7 @@ async fn every_egress_gets_and_counts_packets() {
         disabled: false,
         capture: false,
         kernel_forwarding: KernelForwarding::Auto,
+        bandwidth: None,
     };
     let rules = vec![rule("in", &["out", "far"], TtlPolicy::Decrement)];
     let links = [link(1, "in"), link(2, "out"), link(3, "far")];

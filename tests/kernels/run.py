@@ -28,12 +28,14 @@ KERNELS = TARGET / "kernels"
 
 # By name: the Debian suite whose kernel it is. The newest has no fixed version.
 SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "newest": "sid"}
+# Kernels for which the AMT driver of Linux is built.
+AMT_KERNELS = ["6.1"]
 UML = "uml"
 UML_MODULES = Path("/usr/lib/uml/modules")
 
 # Filters of tests/netns. A guest has one slow processor, so tests that measure are left out.
 TESTS = ["ebpf::", "ebpf_restart::", "gso::", "routes::", "ttl::", "checksums::", "translate::", "host_environment::",
-         "link_types::"]
+         "link_types::", "amt_linux::"]
 # Filters of tests/planes: the planes that use the kernel. These tests need the speed of two real
 # processors, on which packets arrive within the system call that sends them.
 PLANE_TESTS = ["packet::", "ebpf::"]
@@ -61,9 +63,9 @@ def run_checked(*command, **options):
     return done.stdout
 
 
-def test_programs(names):
+def test_programs(names, *options):
     """Builds test programs and returns their paths."""
-    command = ["cargo", "test", "--locked", "--no-run", "--message-format=json"]
+    command = ["cargo", "test", "--locked", "--no-run", "--message-format=json", *options]
     for name in names:
         command += ["--test", name]
     built = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -136,6 +138,11 @@ def prepare(kernel):
     qemu = need("qemu-system-x86_64", "qemu-system-x86")
     folder.parent.mkdir(parents=True, exist_ok=True)
     run_checked(HERE / "fetch.sh", SUITES[kernel], folder)
+    if kernel in AMT_KERNELS:
+        try:
+            run_checked(HERE / "amt.sh", folder)
+        except CannotRun as error:
+            print(f"{kernel}: no AMT driver: {error}", flush=True)
     version = (folder / "version").read_text().strip()
     return folder, [
         qemu, "-machine", "pc", "-accel", "tcg", "-cpu", "Nehalem", "-smp", "1",
@@ -237,7 +244,8 @@ def main():
         tests = commands(programs[0], filters or SHORT_TESTS)
     else:
         kernels, seconds = arguments.kernels or [*SUITES, UML], 2400
-        netns, planes = test_programs(["netns", "planes"])
+        # Optimised, because an emulated processor is slow.
+        netns, planes = test_programs(["netns", "planes"], "--release")
         tests = commands(netns, filters or TESTS)
         if not filters:
             skipped = "".join(f" --skip {name}" for name in PLANE_SKIPPED)

@@ -15,7 +15,9 @@ use mcastor::planes::ebpf::EbpfPlane;
 use mcastor::planes::packet::rate::{Mode, Thresholds};
 use mcastor::planes::packet::{Modes, PacketPlane};
 use mcastor::planes::sim::SimPlane;
-use mcastor::sys::offload::{OffloadError, OffloadProgram, ProgramOptions};
+use mcastor::sys::offload::{
+    InstanceTag, OffloadError, OffloadProgram, Persistence, ProgramOptions,
+};
 use mcastor::sys::ring::RingSize;
 
 /// Timeout of operations that must succeed.
@@ -73,7 +75,8 @@ fn load_programs() -> Result<OffloadProgram, OffloadError> {
         magic: MARK,
         unknown_packets: 0,
         sizes: EbpfPlane::table_sizes(16),
-        pins: None,
+        instance: InstanceTag::default(),
+        persistence: Persistence::Nothing,
         orphan_after: Duration::ZERO,
     })
 }

@@ -120,9 +120,10 @@ impl Stream {
     }
 }
 
-/// Checks the packet numbers of a stream and counts the mode changes.
+/// Checks the packet numbers of a stream, and counts the mode changes and the packets that are missing.
 struct StreamFollower {
     next: u32,
+    lost: u64,
     mode: &'static str,
     changes: u32,
 }
@@ -131,6 +132,7 @@ impl StreamFollower {
     fn new() -> Self {
         Self {
             next: 0,
+            lost: 0,
             mode: "",
             changes: 0,
         }
@@ -141,13 +143,14 @@ impl StreamFollower {
         for p in &batch.packets {
             let bytes = &batch.bytes()[p.start as usize..][..p.len as usize];
             let n = u32::from_be_bytes(bytes[4..8].try_into()?);
-            if n != self.next {
-                let (expected, changes) = (self.next, self.changes);
+            let (expected, changes) = (self.next, self.changes);
+            let Some(lost) = n.checked_sub(expected) else {
                 return Err(
                     format!("received {n} instead of {expected} after {changes} changes").into(),
                 );
-            }
-            self.next += 1;
+            };
+            self.lost += u64::from(lost);
+            self.next = n + 1;
         }
         if capture.mode() != self.mode {
             self.mode = capture.mode();
@@ -168,11 +171,13 @@ async fn check_mode_changes(plane: PacketPlane, changes: u32, rate: f64) -> Outc
         outcome = follower.read_batch(capture.as_mut()).await;
     }
     let sent = stream.stop()?;
-    outcome.map_err(|e| format!("{e:?}; dropped {}", capture.take_dropped()))?;
+    outcome?;
     while follower.next < sent {
         follower.read_batch(capture.as_mut()).await?;
     }
-    assert_eq!(capture.take_dropped(), 0);
+    // On a busy machine the ring may have been full. Drops of a ring are returned by the second call.
+    let dropped = capture.take_dropped() + capture.take_dropped();
+    assert_eq!(follower.lost, dropped, "of {sent}");
     let actual = follower.changes;
     assert!(
         actual > changes,

@@ -334,6 +334,7 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
         known_as: BTreeSet::new(),
         plane: None,
         receives_only: false,
+        bandwidth: None,
     })
 }
 

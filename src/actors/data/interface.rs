@@ -17,6 +17,7 @@ use tokio::time::{Sleep, sleep};
 use tracing::warn;
 
 use super::foreign_sources::ForeignSources;
+use super::stream_rates::StreamRates;
 use crate::actors::messages::{
     CaptureOpened, DropPage, FLOWS_PER_QUERY, FlowPage, FlushFlows, HostMessages, HostMessagesLost,
     MAX_WAITING_BATCHES, MembershipMessages, MessagesLost, PauseCapture, QueryDrops, QueryFlows,
@@ -43,7 +44,7 @@ use crate::wire::ip_summary::IpSummary;
 /// Interval at which kernel drops are read and idle flows end.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Interval at which the flows that the plane forwards by itself are counted.
+/// Interval at which the flows that the plane forwards by itself are counted, and rates are measured.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Interval at which this actor looks for a moment to hand flows over.
@@ -95,6 +96,7 @@ pub struct Interface {
     /// The egresses of which a warning named another forwarder.
     warned_of_forwarders: AHashSet<InterfaceId>,
     foreign_sources: ForeignSources,
+    stream_rates: StreamRates,
     /// When the flows were last flushed, by the clock of the flows.
     flushed_ms: u64,
     /// Time of the last [`MessagesLost`].
@@ -163,6 +165,7 @@ impl Interface {
             warned_of_drops: false,
             warned_of_forwarders: AHashSet::new(),
             foreign_sources: ForeignSources::default(),
+            stream_rates: StreamRates::default(),
             flushed_ms: 0,
             loss_reported: None,
             drops_read: Instant::now(),
@@ -283,6 +286,14 @@ impl Interface {
             ctx.run_interval(REPORT_INTERVAL, |actor, ctx| {
                 actor.note_offloaded();
                 actor.offer_flows(ctx);
+            });
+        }
+        if !self.watch_only {
+            ctx.run_interval(REPORT_INTERVAL, |actor, _| {
+                let snapshot = actor.context.snapshot.load_full();
+                let (rates, flows) = (&mut actor.stream_rates, &actor.switch.flows);
+                let interface = (actor.index, &actor.name);
+                rates.count(&actor.context, &snapshot, interface, flows);
             });
         }
         ctx.run_interval(HOUSEKEEPING_INTERVAL, |actor, _| {

@@ -4,3 +4,4 @@
 mod foreign_sources;
 pub mod forwarder;
 pub mod interface;
+mod stream_rates;

@@ -2,5 +2,6 @@
 //! relays and gateways.
 
 pub mod amt;
+pub mod discovery;
 pub mod docker;
 pub mod mnat;

@@ -234,8 +234,10 @@ fn join_is_reported_after_discovery_request_and_query() {
     let mut lab = Lab::with_addresses(&[RELAY]);
     lab.run_until(secs(5));
     assert_eq!(lab.gateway.poll_timeout(), None);
+    assert_eq!(lab.gateway.missing_tunnels(), 0);
     lab.join(STREAM, &["203.0.113.1"]);
     lab.run_until(secs(20));
+    assert_eq!(lab.gateway.missing_tunnels(), 0);
     let relay = lab.relay(RELAY);
     assert_eq!(relay.discoveries, [secs(5)]);
     // Nothing arrived, so the relay is queried again.
@@ -564,4 +566,8 @@ fn no_relay_is_reported_once() {
         lab.gateway.missing(group(STREAM), source),
         Some("no relay is known")
     );
+    assert_eq!(lab.gateway.missing_tunnels(), 1);
+    lab.gateway.set_filter(group(STREAM), SourceFilter::none());
+    lab.run_until(secs(201));
+    assert_eq!(lab.gateway.missing_tunnels(), 0);
 }

@@ -1,7 +1,7 @@
 //! Relays and the messages of gateways, under a virtual clock.
 
 use super::*;
-use crate::model::Source;
+use crate::model::{BootTime, Source};
 use crate::wire::amt::ResponseMac;
 use crate::wire::membership::{build, parse};
 use crate::wire::membership_message::{GroupRecord, RecordType};
@@ -301,6 +301,39 @@ fn teardown_ends_the_tunnel_of_the_former_address() {
     assert_eq!(again, Err(AmtRefusal::UnknownGateway));
 }
 
+/// The new process accepts updates by the MAC of the former one, and leaves end a stream there too.
+#[test]
+fn restored_relay_continues_tunnels_and_secrets() {
+    let mut lab = Lab::new(RelayConfig::default());
+    let (mac, _) = lab.request(GATEWAY, 7);
+    lab.join(GATEWAY, "232.1.2.3", "203.0.113.1").unwrap();
+    lab.advance(secs(10));
+    let clock = |now| ClockReading {
+        now,
+        boot: BootTime::from_ms(100_000),
+    };
+    let saved = lab.relay.saved(&clock(lab.now));
+    let text = serde_json::to_string(&saved).unwrap();
+    let mut next = Lab::new(RelayConfig::default());
+    let random = AmtRandom::new([8; 32]);
+    next.relay = Relay::new(next.now, RelayConfig::default(), &lists(), random);
+    let restored = serde_json::from_str(&text).unwrap();
+    next.relay.restore(&clock(next.now), &restored);
+    assert_eq!(
+        next.changes(),
+        [(group("232.1.2.3"), include("203.0.113.1"))]
+    );
+    assert_eq!(next.relay.gateway_count(), 1);
+    let leave = report(
+        RecordType::BlockOldSources,
+        "232.1.2.3",
+        Some("203.0.113.1"),
+    );
+    next.update(GATEWAY, (7, mac), &leave).unwrap();
+    next.advance(secs(1));
+    assert_eq!(next.relay.gateway_count(), 0);
+}
+
 #[test]
 fn full_relay_sets_l_for_new_gateways_only() {
     let mut lab = Lab::new(RelayConfig {
@@ -346,19 +379,24 @@ fn linux_gateway_gets_its_flags_and_no_address() {
         gateways: 0,
         ..RelayConfig::default()
     });
-    let request = |is_mld, flags| AmtMessage::Request {
-        nonce: 3,
-        is_mld,
-        flags,
-    };
-    let mut flags_of = |is_mld, flags| {
-        lab.hand(GATEWAY, &request(is_mld, flags)).unwrap();
+    let mut flags_of = |nonce, is_mld, flags| {
+        let request = AmtMessage::Request {
+            nonce,
+            is_mld,
+            flags,
+        };
+        lab.hand(GATEWAY, &request).unwrap();
         lab.relay.poll_message().unwrap().message[1]
     };
     // G and L, then L without G because the Request is repeated.
-    assert_eq!(flags_of(false, FlagLayout::Standard), 0x03);
-    assert_eq!(flags_of(false, FlagLayout::Standard), 0x02);
-    assert_eq!(flags_of(true, FlagLayout::Linux), 0x40);
+    assert_eq!(flags_of(3, false, FlagLayout::Standard), 0x03);
+    assert_eq!(flags_of(3, false, FlagLayout::Standard), 0x02);
+    assert_eq!(flags_of(3, true, FlagLayout::Linux), 0x40);
+    // The driver begins a new cycle every two seconds: its IGMP requests are not repeated.
+    assert_eq!(flags_of(4, false, FlagLayout::Standard), 0x02);
+    // Another program at the same address.
+    assert_eq!(flags_of(5, true, FlagLayout::Standard), 0x03);
+    assert_eq!(flags_of(6, false, FlagLayout::Standard), 0x03);
 }
 
 #[test]

@@ -14,11 +14,14 @@ use tracing::{info, warn};
 use super::connection::Connection;
 use super::messages::{FromIncoming, FromOutgoing, Offer, PROTOCOL};
 use crate::actors::RouterContext;
+use crate::actors::integrations::discovery;
 use crate::actors::messages::{Barrier, QueryJoinsApplied, QueryMnat, Republish, RestartChild};
 use crate::actors::supervisor::Supervisor;
+use crate::amt::SavedRelay;
 use crate::app::listeners::PassedSocket;
 use crate::model::InterfaceId;
 use crate::pipeline::CaptureHandle;
+use crate::sys::datagram::DatagramSocket;
 use crate::sys::upgrade_launcher;
 
 /// How long the running process may need for a step.
@@ -40,6 +43,8 @@ pub(in crate::app) struct Inheritance {
     connection: Connection,
     offer: Offer,
     captures: AHashMap<InterfaceId, CaptureHandle>,
+    relays: Vec<(String, SavedRelay)>,
+    relay_sockets: Vec<(String, OwnedFd)>,
     /// The listening sockets, until they are taken.
     pub(in crate::app) control: Option<PassedSocket>,
     pub(in crate::app) http: Option<PassedSocket>,
@@ -87,11 +92,16 @@ impl Predecessor {
         let control = sockets.next().map(|socket| (offer.control.clone(), socket));
         let http = offer.http.clone().zip(sockets.next());
         let mut captures = AHashMap::new();
+        let (mut relays, mut relay_sockets) = (Vec::new(), Vec::new());
         loop {
             match receive(&connection)? {
                 (FromOutgoing::Capture(capture), descriptors) => {
                     let handle = capture.handle(descriptors);
                     captures.extend(handle);
+                }
+                (FromOutgoing::Relay(name, saved), _) => relays.push((name, *saved)),
+                (FromOutgoing::RelaySocket(name), descriptors) => {
+                    relay_sockets.extend(descriptors.into_iter().map(|fd| (name.clone(), fd)));
                 }
                 (FromOutgoing::Prepare, _) => break,
                 (other, _) => return Err(unexpected(&other)),
@@ -101,6 +111,8 @@ impl Predecessor {
             connection,
             offer,
             captures,
+            relays,
+            relay_sockets,
             control,
             http,
         })
@@ -114,8 +126,15 @@ impl Inheritance {
     }
 
     /// Holds the data path of this process back. Called before the actors start.
-    pub(in crate::app) fn prepare(self, context: &RouterContext) -> TakeOver {
+    pub(in crate::app) fn prepare(mut self, context: &RouterContext) -> TakeOver {
         self.offer.learned.restore(context);
+        for (name, saved) in self.relays {
+            let sockets = self.relay_sockets.extract_if(.., |(of, _)| *of == name);
+            let sockets = sockets.map(|(_, fd)| DatagramSocket::from_descriptor(fd).map(Arc::new));
+            // A socket that cannot be continued is opened again.
+            let sockets = sockets.filter_map(Result::ok).collect();
+            inherit_relay(context, &name, saved, sockets);
+        }
         context.gate.close(self.captures);
         TakeOver {
             connection: self.connection,
@@ -152,6 +171,7 @@ impl TakeOver {
             context.directory.do_send(Republish);
         }
         supervisor.do_send(RestartChild("membership"));
+        supervisor.do_send(RestartChild(discovery::ACTOR_NAME));
         Ok(())
     }
 
@@ -193,8 +213,25 @@ impl TakeOver {
     }
 }
 
+/// Gives a relay of the former process to the AMT actor, if this process has it too.
+fn inherit_relay(
+    context: &RouterContext,
+    name: &str,
+    saved: SavedRelay,
+    sockets: Vec<Arc<DatagramSocket>>,
+) {
+    let settings = context.amt.load();
+    let mut relays = settings.config.relays.iter();
+    let relay = relays.find(|relay| relay.name.as_str() == name);
+    let id = relay.and_then(|relay| context.tunnels.id(&relay.name));
+    if let (Some(relay), Some(id)) = (relay, id) {
+        context.tunnels.relay(id).set_sockets(sockets);
+        context.inherited_relays.add(relay.name.clone(), saved);
+    }
+}
+
 /// Waits until every interface actor waits for the gate, the routes of multicast NAT are in force,
-/// and the kernel has all memberships.
+/// the relays have the tunnels of the former process, and the kernel has all memberships.
 async fn wait_until_ready(context: &RouterContext) -> io::Result<()> {
     let until = Instant::now() + STEP_TIMEOUT;
     loop {
@@ -205,7 +242,8 @@ async fn wait_until_ready(context: &RouterContext) -> io::Result<()> {
         let is_published = snapshot.fib.generation > 0;
         let are_prepared = context.gate.are_prepared(interfaces);
         let is_prepared = are_prepared.map_err(io::Error::other)? && is_published;
-        if is_prepared && is_mapped && joins_applied(context).await {
+        let are_continued = context.inherited_relays.is_empty();
+        if is_prepared && are_continued && is_mapped && joins_applied(context).await {
             return Ok(());
         }
         if Instant::now() > until {

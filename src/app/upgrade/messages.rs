@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 
 use super::learned::LearnedState;
+use crate::amt::SavedRelay;
 use crate::app::listeners::ListeningPlace;
 use crate::metrics::catalog::CounterValue;
 use crate::model::InterfaceId;
@@ -39,6 +40,10 @@ pub(super) enum FromOutgoing {
     Offer(Box<Offer>),
     /// One capture.
     Capture(OfferedCapture),
+    /// The relay of this tunnel interface.
+    Relay(String, Box<SavedRelay>),
+    /// A socket of the relay of this tunnel interface. Its descriptor comes with the message.
+    RelaySocket(String),
     /// All captures are offered.
     Prepare,
     /// The new process may read the captures.

@@ -17,7 +17,10 @@ use super::messages::{
     FromIncoming, FromOutgoing, Go, Offer, OfferedCapture, PROTOCOL, descriptors,
 };
 use crate::actors::RouterContext;
-use crate::actors::messages::{PauseForwarding, ResumeForwarding, SetAccepting, ShareCaptures};
+use crate::actors::messages::{
+    CountCopies, HandOverRelays, PauseForwarding, ResumeForwarding, ResumeRelays, SetAccepting,
+    ShareCaptures,
+};
 use crate::actors::supervisor::Supervisor;
 use crate::api::UpgradeReport;
 use crate::app::listeners::PassedSocket;
@@ -96,6 +99,7 @@ impl Outgoing<'_> {
                     reopen: progress == Progress::Gone,
                 });
                 self.context.directory.do_send(SetAccepting(true));
+                self.context.directory.do_send(ResumeRelays);
                 let status = end(&mut child).await;
                 let failure = match failure {
                     Failure::Refused(reason) => reason,
@@ -160,6 +164,8 @@ impl Outgoing<'_> {
             .directory
             .ask(SetAccepting(false), STEP_TIMEOUT);
         let _ = accepting.await;
+        let counted = self.context.directory.ask(CountCopies, STEP_TIMEOUT);
+        let _ = counted.await;
         self.context.count_planes();
         let counters = self.context.catalog.counter_values();
         send(connection, &FromOutgoing::Counters(counters))?;
@@ -197,6 +203,16 @@ impl Outgoing<'_> {
         for (index, handle) in captures.map_err(Failure::Other)? {
             let message = FromOutgoing::Capture(OfferedCapture::new(index, &handle));
             connection.send(&message, &descriptors(&handle))?;
+        }
+        let relays = self.context.directory.ask(HandOverRelays, STEP_TIMEOUT);
+        // Without AMT there is no receiver.
+        for relay in relays.await.unwrap_or_default() {
+            let name = relay.interface.to_string();
+            for socket in &relay.sockets {
+                let message = FromOutgoing::RelaySocket(name.clone());
+                connection.send(&message, &[socket.as_fd()])?;
+            }
+            connection.send(&FromOutgoing::Relay(name, Box::new(relay.saved)), &[])?;
         }
         Ok(connection.send(&FromOutgoing::Prepare, &[])?)
     }

@@ -136,6 +136,26 @@ fn firewall_rules() {
     );
     check(with(RuleEffect::ChangesTtl), &[]);
     check(with(RuleEffect::DropsForwarded), &[]);
+    check(with(RuleEffect::DropsAnswers), &[]);
+    let relaying = |f: &mut Facts| {
+        f.host.firewall.push(rule(RuleEffect::DropsAnswers));
+        let protocol = crate::api::DiscoveryProtocolView {
+            protocol: "ssdp".into(),
+            answers: "relay".into(),
+            reason: String::new(),
+        };
+        let rule = crate::api::DiscoveryView {
+            name: "home".into(),
+            from: Vec::new(),
+            to: Vec::new(),
+            protocols: vec![protocol],
+            offers: Vec::new(),
+            questions: Vec::new(),
+        };
+        let router = f.router.get_or_insert_default();
+        router.discovery.push(rule);
+    };
+    check(relaying, &[Cause::DiscoveryFragments]);
     let bridged = |f: &mut Facts| {
         f.host.firewall.push(rule(RuleEffect::DropsForwarded));
         f.host.bridge_nf = true;

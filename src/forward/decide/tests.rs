@@ -456,6 +456,7 @@ fn table_with_paths() -> (Fib, Ingress) {
         running,
         plane: None,
         kernel_forwarding: KernelForwarding::Auto,
+        bandwidth: None,
         subnets: Vec::new(),
         address: None,
     };

@@ -62,6 +62,7 @@ fn fib_with(
         disabled: false,
         capture: false,
         kernel_forwarding: KernelForwarding::Auto,
+        bandwidth: None,
     }];
     let rib = Rib {
         rules: rules.into(),

@@ -26,7 +26,7 @@ use crate::sys::filter::CaptureFilter;
 use crate::sys::link_properties::dropped_instead_of_sent;
 use crate::sys::offload::{
     Attachment, EarlierFlow, Epoch, FlowControl, FlowSlot, ForwardedByKernel, HandOverState,
-    KernelFlowKey, KernelTables, MAX_PORTS, OffloadError, OffloadProgram, PortSlot,
+    KernelFlowKey, KernelTables, MAX_PORTS, OffloadError, OffloadProgram, Persistence, PortSlot,
     wait_for_programs,
 };
 use crate::table::flows::FlowKey;
@@ -319,7 +319,8 @@ impl OffloadedFlows {
     /// removes them.
     pub(super) fn stop(&self, leave_programs: bool) {
         let mut state = self.shared.lock();
-        match leave_programs && state.program.is_pinned() {
+        let can_stay = *state.program.persistence() != Persistence::Nothing;
+        match leave_programs && can_stay {
             true => state.leave_programs(),
             false => state.remove_programs(),
         }

@@ -51,6 +51,9 @@ pub enum Declined {
     /// The settings keep an egress on the packet plane.
     #[error("an egress has plane = \"packet\" in the settings")]
     EgressSetting,
+    /// An egress has a bandwidth limit.
+    #[error("an egress has a bandwidth limit")]
+    Bandwidth,
     /// A table in the kernel is full.
     #[error("a table in the kernel is full")]
     TableFull,
@@ -175,6 +178,10 @@ pub fn plan(
         let egress = fib.egress_of(id).ok_or(Declined::NoRoute)?;
         if egress.kernel_forwarding == KernelForwarding::Never {
             return Err(Declined::EgressSetting);
+        }
+        // Each new stream has to be measured before it may leave there.
+        if egress.bandwidth.is_some() {
+            return Err(Declined::Bandwidth);
         }
         // With the highest TTL only a fault of the egress remains; the threshold is checked by the
         // program.

@@ -1,17 +1,21 @@
 //! Filters of the clsact queueing discipline, which carry the program where tcx is missing (before
 //! Linux 6.6).
 //!
-//! Unlike a tcx link, a filter outlives its process. The next process takes over the filters of a
-//! dead process, if their tables are pinned ([`super::pins`]), and otherwise removes them. Each process has a random handle for its filters, and a socket of this name that lives
-//! as long as the process.
+//! Unlike a tcx link that is not pinned, a filter outlives its process. The next process of the
+//! instance takes over the filters of a dead process. Each process has a handle for its filters, and
+//! a socket of this name that lives as long as the process. The handle says which instance it is of.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
 
 use crate::model::IfIndex;
 use crate::sys::netlink::{self, attribute};
+
+/// The name of the program that forwards, in `forward.c` and in the filters.
+pub(super) const PROGRAM: &str = "mcastor_forward";
 
 /// The priority of the filters: before those of others.
 pub const PRIORITY: u16 = 1;
@@ -27,7 +31,7 @@ const RTM_DELTFILTER: u16 = 45;
 const RTM_GETTFILTER: u16 = 46;
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
-const TCA_BPF_TAG: u16 = 10;
+const TCA_BPF_NAME: u16 = 7;
 
 /// `struct tcmsg` of `linux/rtnetlink.h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +66,28 @@ impl TrafficControl {
     }
 }
 
-/// The handle of the filters of this process. It is released when the process ends.
+/// A number of 15 bits for an instance, which is known by the path of the socket on which it serves
+/// commands. Filters belong to the network namespace.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct InstanceTag(u16);
+
+impl InstanceTag {
+    /// Returns the number of the instance with this socket. It must be the same for each version of
+    /// this program.
+    pub fn of(socket: &Path) -> Self {
+        // FNV-1a.
+        let hash = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+        let bytes = socket.as_os_str().as_encoded_bytes();
+        let hash = bytes.iter().fold(0x811c_9dc5, hash);
+        Self(((hash ^ hash >> 16) & 0x7fff) as u16)
+    }
+
+    fn is_of(self, handle: u32) -> bool {
+        handle >> 16 == u32::from(self.0)
+    }
+}
+
+/// The handle of the filters of this process: the instance, and 16 random bits. It is released when the process ends.
 #[derive(Debug)]
 pub struct FilterHandle {
     handle: u32,
@@ -71,11 +96,11 @@ pub struct FilterHandle {
 
 impl FilterHandle {
     /// Chooses a handle that no process uses in this network namespace.
-    pub fn claim() -> io::Result<Self> {
+    pub fn claim(instance: InstanceTag) -> io::Result<Self> {
         loop {
             // RandomState has a random seed. Handles above i32::MAX are those of hash tables.
-            let random = RandomState::new().build_hasher().finish() as u32;
-            let handle = (random & i32::MAX as u32).max(1);
+            let random = RandomState::new().build_hasher().finish() as u16;
+            let handle = u32::from(instance.0) << 16 | u32::from(random.max(1));
             match bind(handle) {
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse => {}
                 name => {
@@ -104,25 +129,46 @@ fn bind(handle: u32) -> io::Result<UnixDatagram> {
     UnixDatagram::bind_addr(&address)
 }
 
-/// Removes the filters on an interface that run the program with this tag and whose process is dead.
-/// Returns whether there were any.
-pub fn remove_filters_of_dead_processes(index: IfIndex, tag: u64) -> io::Result<bool> {
-    let mut removed = false;
-    for filter in filters(index, INGRESS)? {
-        let Some(message) = TrafficControl::from_bytes(&filter) else {
+/// Returns the handles of the filters on an interface that forward and whose process is dead: those
+/// of one instance, or all.
+///
+/// # Errors
+/// The kernel refuses.
+pub(super) fn left_filters(index: IfIndex, of: Option<InstanceTag>) -> io::Result<Vec<u32>> {
+    let left = |filter: Vec<u8>| {
+        let handle = TrafficControl::from_bytes(&filter)?.handle;
+        let attributes = filter.get(TrafficControl::LEN..)?;
+        let name = attribute(attribute(attributes, TCA_OPTIONS)?, TCA_BPF_NAME)?;
+        let is_ours = attribute(attributes, TCA_KIND) == Some(b"bpf\0")
+            && name.strip_suffix(b"\0") == Some(PROGRAM.as_bytes())
+            && of.is_none_or(|instance| instance.is_of(handle));
+        let is_alive = || bind(handle).is_err_and(|e| e.kind() == io::ErrorKind::AddrInUse);
+        (is_ours && !is_alive()).then_some(handle)
+    };
+    Ok(filters(index, INGRESS)?
+        .into_iter()
+        .filter_map(left)
+        .collect())
+}
+
+/// Removes the filters of dead processes from all interfaces of the network namespace of this thread:
+/// those of one instance, or all. Returns on how many interfaces there were some.
+///
+/// # Errors
+/// The list of interfaces cannot be read, or the kernel refuses.
+pub fn remove_left_filters(of: Option<InstanceTag>) -> io::Result<usize> {
+    let mut interfaces = 0;
+    for index in nix::net::if_::if_nameindex()?.iter() {
+        let Some(index) = IfIndex::new(index.index()) else {
             continue;
         };
-        let attributes = filter.get(TrafficControl::LEN..).unwrap_or_default();
-        let options = attribute(attributes, TCA_OPTIONS).unwrap_or_default();
-        let is_ours = attribute(attributes, TCA_KIND) == Some(b"bpf\0")
-            && attribute(options, TCA_BPF_TAG) == Some(&tag.to_be_bytes());
-        let alive = || bind(message.handle).is_err_and(|e| e.kind() == io::ErrorKind::AddrInUse);
-        if is_ours && !alive() {
-            netlink::request(RTM_DELTFILTER, 0, &message.to_bytes())?;
-            removed = true;
+        let left = left_filters(index, of)?;
+        interfaces += usize::from(!left.is_empty());
+        for handle in left {
+            remove_filter(index, handle)?;
         }
     }
-    Ok(removed)
+    Ok(interfaces)
 }
 
 /// Removes a filter. Then removes the queueing discipline, unless it has other filters.
@@ -169,7 +215,9 @@ mod tests {
 
     #[test]
     fn handle_of_a_dead_process_can_be_taken() {
-        let handle = FilterHandle::claim().unwrap();
+        let instance = InstanceTag::of(Path::new("/run/mcastor/control.sock"));
+        let handle = FilterHandle::claim(instance).unwrap();
+        assert!(instance.is_of(handle.get()) && !InstanceTag(0).is_of(handle.get()));
         let taken = bind(handle.get()).unwrap_err();
         assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
         let number = handle.get();

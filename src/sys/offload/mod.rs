@@ -33,6 +33,7 @@ use earlier::Earlier;
 use pins::{PinFolder, PinGeneration, PinnedProgram};
 use tables::{InstanceTable, TableMaps};
 
+pub use clsact::{InstanceTag, remove_left_filters};
 pub use earlier::EarlierFlow;
 pub use tables::{
     ActionSlot, Epoch, FlowControl, FlowSlot, ForwardedByKernel, HandOverState, KernelAction,
@@ -219,6 +220,26 @@ impl Attachment {
     }
 }
 
+/// What of the programs outlives the process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Persistence {
+    /// Nothing.
+    Nothing,
+    /// The programs, as filters of clsact. The next process cannot read their tables.
+    Filters,
+    /// Programs and tables, which are pinned in this folder.
+    Pinned(PinFolder),
+}
+
+impl Persistence {
+    fn folder(&self) -> Option<&PinFolder> {
+        match self {
+            Self::Pinned(folder) => Some(folder),
+            Self::Nothing | Self::Filters => None,
+        }
+    }
+}
+
 /// How the programs are loaded.
 #[derive(Debug, Clone)]
 pub struct ProgramOptions {
@@ -232,9 +253,11 @@ pub struct ProgramOptions {
     pub unknown_packets: u64,
     /// The sizes of their tables.
     pub sizes: TableSizes,
-    /// Where they are pinned, so that they outlive the process; `None`: they end with it.
-    pub pins: Option<PinFolder>,
-    /// How long they forward without a process, if they are pinned.
+    /// The instance that this process is of.
+    pub instance: InstanceTag,
+    /// What outlives the process.
+    pub persistence: Persistence,
+    /// How long the programs forward without a process, if they outlive it.
     pub orphan_after: Duration,
 }
 
@@ -277,8 +300,10 @@ pub struct OffloadProgram {
     cores: usize,
     instance: InstanceTable,
     mark: u32,
-    /// The folder of this instance, and where the programs and tables of this process are pinned.
-    folder: Option<PinFolder>,
+    /// The instance that this process is of.
+    instance_tag: InstanceTag,
+    persistence: Persistence,
+    /// Where the programs and tables of this process are pinned.
     pins: Option<PinGeneration>,
     /// What earlier processes left and this one has not taken over yet.
     earlier: Earlier,
@@ -309,7 +334,8 @@ impl OffloadProgram {
     }
 
     fn load_programs(options: &ProgramOptions) -> Result<Self, OffloadError> {
-        let earlier = options.pins.as_ref().map(Earlier::open);
+        let folder = options.persistence.folder();
+        let earlier = folder.map(Earlier::open);
         let earlier = earlier.unwrap_or_default();
         // The captures see the packets that the earlier programs still send.
         let mark = earlier.mark().unwrap_or(options.mark);
@@ -332,12 +358,10 @@ impl OffloadProgram {
         program.load().map_err(OffloadError::from_program)?;
         let descriptor = program.fd().map_err(OffloadError::from_program)?;
         let capture = CaptureProgram(Arc::new(descriptor.as_fd().try_clone_to_owned()?));
-        let classifier: &mut SchedClassifier = self::program(&mut ebpf, "forward")?;
+        let classifier: &mut SchedClassifier = self::program(&mut ebpf, clsact::PROGRAM)?;
         classifier.load().map_err(OffloadError::from_program)?;
-        let pins = match &options.pins {
-            Some(folder) => Some(pin_tables(&ebpf, folder)?),
-            None => None,
-        };
+        let pins = folder.map(|folder| pin_tables(&ebpf, folder));
+        let pins = pins.transpose()?;
         let flow_index = HashMap::try_from(map(&mut ebpf, "flow_index")?);
         let ports = PerCpuArray::try_from(map(&mut ebpf, "ports")?);
         let unknown = PerCpuHashMap::try_from(map(&mut ebpf, "unknown_packets")?);
@@ -346,9 +370,12 @@ impl OffloadProgram {
             _ => Err(OffloadError::Unsupported("a table has another type".into())),
         };
         let instance = InstanceTable::new(array(map(&mut ebpf, "instance")?)?.fd().as_fd())?;
-        // Without pins, the next process could not find the programs: they must not forward on.
-        let orphan_after = options.pins.as_ref().map(|_| options.orphan_after);
-        instance.write(mark, orphan_after.unwrap_or_default());
+        // Filters stay in any case if this process is killed.
+        let orphan_after = match options.persistence {
+            Persistence::Nothing => Duration::ZERO,
+            Persistence::Filters | Persistence::Pinned(_) => options.orphan_after,
+        };
+        instance.write(mark, orphan_after);
         instance.set_alive(since_boot());
         let flows = array(map(&mut ebpf, "flows")?)?;
         let rewrites = array(map(&mut ebpf, "rewrites")?)?;
@@ -372,7 +399,8 @@ impl OffloadProgram {
             cores: aya::util::nr_cpus().map_err(|(_, e)| e)?,
             instance,
             mark,
-            folder: options.pins.clone(),
+            instance_tag: options.instance,
+            persistence: options.persistence.clone(),
             pins,
             earlier,
             handle: None,
@@ -391,7 +419,8 @@ impl OffloadProgram {
             magic: 1,
             unknown_packets: 0,
             sizes: TableSizes { flows, actions },
-            pins: None,
+            instance: InstanceTag::default(),
+            persistence: Persistence::Nothing,
             orphan_after: Duration::ZERO,
         })
         .map(drop)
@@ -402,9 +431,9 @@ impl OffloadProgram {
         self.mark
     }
 
-    /// Returns whether the programs outlive this process.
-    pub fn is_pinned(&self) -> bool {
-        self.pins.is_some()
+    /// Returns what outlives this process.
+    pub fn persistence(&self) -> &Persistence {
+        &self.persistence
     }
 
     /// Says that this process lives, so that its programs continue to forward if it dies.
@@ -433,11 +462,18 @@ impl OffloadProgram {
     /// Removes what an earlier process left on an interface.
     pub fn remove_earlier_from(&self, index: IfIndex) {
         self.earlier.remove_program(index);
+        for handle in clsact::left_filters(index, Some(self.instance_tag)).unwrap_or_default() {
+            // Fails if the interface is gone.
+            let _ = clsact::remove_filter(index, handle);
+        }
     }
 
     /// Removes what earlier processes left, except what this one has taken over.
     pub fn remove_earlier(&mut self) {
         self.earlier.remove();
+        if let Err(e) = clsact::remove_left_filters(Some(self.instance_tag)) {
+            debug!("cannot find the filters that earlier processes left: {e}");
+        }
     }
 
     /// Returns the memory of its full tables in the kernel, in bytes.
@@ -482,7 +518,11 @@ impl OffloadProgram {
     }
 
     fn attach_new(&mut self, name: &str, index: IfIndex) -> Result<AttachedProgram, OffloadError> {
-        let program: &mut SchedClassifier = program(&mut self.ebpf, "forward")?;
+        // A link that is not pinned ends with this process.
+        if self.persistence == Persistence::Filters {
+            return self.attach_by_clsact(name, index);
+        }
+        let program: &mut SchedClassifier = program(&mut self.ebpf, clsact::PROGRAM)?;
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
         let attached = program.attach_with_options(name, TcAttachType::Ingress, order);
         match attached {
@@ -515,23 +555,9 @@ impl OffloadProgram {
                 link.ok()
                     .and_then(|link| SchedClassifierLink::try_from(link).ok())
             }
-            PinnedProgram::Filter(handle) => {
-                if self.handle.is_none() {
-                    self.handle = FilterHandle::take_over(handle);
-                }
-                let owned = self.handle.as_ref().is_some_and(|own| own.get() == handle);
-                let (ingress, handle) = (TcAttachType::Ingress, TcHandle::from(handle));
-                let link =
-                    SchedClassifierLink::attached(name, ingress, clsact::PRIORITY, handle, None);
-                link.ok().filter(|_| owned)
-            }
+            PinnedProgram::Filter(handle) => self.take_filter(name, handle),
         };
-        let program = program::<SchedClassifier>(&mut self.ebpf, "forward").ok();
-        let replaced = link.zip(program).and_then(|(link, program)| {
-            let id = program.attach_to_link(link).ok()?;
-            program.take_link(id).ok()
-        });
-        let Some(link) = replaced else {
+        let Some(link) = link.and_then(|link| self.replace_program(link)) else {
             self.earlier.remove_program(index);
             return None;
         };
@@ -543,6 +569,24 @@ impl OffloadProgram {
             }
         };
         Some((program, path))
+    }
+
+    /// Returns the filter with this handle, whose process has died, if this process can use the
+    /// handle.
+    fn take_filter(&mut self, name: &str, handle: u32) -> Option<SchedClassifierLink> {
+        if self.handle.is_none() {
+            self.handle = FilterHandle::take_over(handle);
+        }
+        self.handle.as_ref().filter(|own| own.get() == handle)?;
+        let (ingress, handle) = (TcAttachType::Ingress, TcHandle::from(handle));
+        SchedClassifierLink::attached(name, ingress, clsact::PRIORITY, handle, None).ok()
+    }
+
+    /// Puts the program in the place of another one: each packet meets one of the two.
+    fn replace_program(&mut self, link: SchedClassifierLink) -> Option<SchedClassifierLink> {
+        let program: &mut SchedClassifier = program(&mut self.ebpf, clsact::PROGRAM).ok()?;
+        let id = program.attach_to_link(link).ok()?;
+        program.take_link(id).ok()
     }
 
     /// Pins what keeps the program on an interface. If that fails, removes the program.
@@ -569,7 +613,7 @@ impl OffloadProgram {
             AttachedProgram::Filter(link, handle) => {
                 let path = pins.program(index, PinnedProgram::Filter(handle));
                 let _ = std::fs::remove_file(&path);
-                let program: &mut SchedClassifier = self::program(&mut self.ebpf, "forward")?;
+                let program: &mut SchedClassifier = self::program(&mut self.ebpf, clsact::PROGRAM)?;
                 program.pin(&path).map_err(|e| failed(&path, &e))?;
                 Ok(AttachedProgram::Filter(link, handle))
             }
@@ -584,18 +628,31 @@ impl OffloadProgram {
         name: &str,
         index: IfIndex,
     ) -> Result<AttachedProgram, OffloadError> {
-        let program: &mut SchedClassifier = program(&mut self.ebpf, "forward")?;
-        let handle = match &self.handle {
-            Some(handle) => handle.get(),
-            None => self.handle.insert(FilterHandle::claim()?).get(),
-        };
-        let tag = program.info().map_err(OffloadError::from_program)?.tag();
         let added = qdisc_add_clsact(name).is_ok();
-        // Without an error, a killed process may have added the discipline.
-        let left = clsact::remove_filters_of_dead_processes(index, tag)?;
-        if (added || left) && !self.added_clsact.contains(&index) {
+        let left = clsact::left_filters(index, Some(self.instance_tag))?;
+        // A process that died may have added the discipline.
+        if (added || !left.is_empty()) && !self.added_clsact.contains(&index) {
             self.added_clsact.push(index);
         }
+        let mut replaced = None;
+        for handle in left {
+            let link = self.take_filter(name, handle);
+            match link.and_then(|link| self.replace_program(link)) {
+                Some(link) => replaced = Some(AttachedProgram::Filter(link, handle)),
+                None => clsact::remove_filter(index, handle)?,
+            }
+        }
+        if let Some(replaced) = replaced {
+            return Ok(replaced);
+        }
+        let handle = match &self.handle {
+            Some(handle) => handle.get(),
+            None => self
+                .handle
+                .insert(FilterHandle::claim(self.instance_tag)?)
+                .get(),
+        };
+        let program: &mut SchedClassifier = program(&mut self.ebpf, clsact::PROGRAM)?;
         let options = TcAttachOptions::Netlink(NlOptions {
             priority: clsact::PRIORITY,
             handle: TcHandle::from(handle),
@@ -691,7 +748,7 @@ impl Drop for OffloadProgram {
         if let Some(pins) = self.pins.take() {
             pins.remove();
         }
-        if let Some(folder) = &self.folder {
+        if let Some(folder) = self.persistence.folder() {
             folder.remove_if_empty();
         }
     }
@@ -701,14 +758,15 @@ impl OffloadProgram {
     /// Leaves what is pinned, so that the next process finds it.
     pub fn leave(&mut self) {
         self.set_alive();
-        (self.pins, self.folder) = (None, None);
+        (self.pins, self.persistence) = (None, Persistence::Nothing);
     }
 
     /// Removes what is pinned. The programs end with this process, or when they are detached.
     pub fn unpin(&mut self) {
-        self.earlier.remove();
+        self.remove_earlier();
         self.pins = None;
-        if let Some(folder) = self.folder.take()
+        let persistence = std::mem::replace(&mut self.persistence, Persistence::Nothing);
+        if let Some(folder) = persistence.folder()
             && let Err(e) = folder.remove()
         {
             debug!("cannot remove {}: {e}", folder.path().display());

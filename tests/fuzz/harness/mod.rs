@@ -3,6 +3,7 @@
 //! returns true if the code under test accepted the input.
 
 mod amt;
+mod discovery;
 mod membership;
 mod packets;
 mod texts;
@@ -10,6 +11,7 @@ mod texts;
 use mcastor::model::{InterfaceId, Link};
 
 pub use amt::amt;
+pub use discovery::discovery;
 pub use membership::membership;
 pub use packets::{decision, switch, translate};
 pub use texts::{control, joins, mnat_answer, recv, settings, smcroute_conf, smcroute_wire};

@@ -294,6 +294,7 @@ static FIB: LazyLock<Fib> = LazyLock::new(|| {
             disabled: false,
             capture: false,
             kernel_forwarding: KernelForwarding::Auto,
+            bandwidth: None,
         }],
         ..Rib::default()
     }

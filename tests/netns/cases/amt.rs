@@ -85,7 +85,7 @@ impl AmtTopology {
     }
 
     /// Sends packets with the numbers `from` to `to` of an IPv4 and an IPv6 stream.
-    fn send(&self, from: u32, to: u32) {
+    pub(super) fn send(&self, from: u32, to: u32) {
         let inject = Injector::new(&self.src, "eth0");
         for n in from..to {
             let payload = n.to_be_bytes();
@@ -95,10 +95,10 @@ impl AmtTopology {
     }
 }
 
-const RELAY: &str = "[[amt.relay]]\nname = \"tunnels\"\nquery_interval = \"5s\"\n\
+pub(super) const RELAY: &str = "[[amt.relay]]\nname = \"tunnels\"\nquery_interval = \"5s\"\n\
     [[proxy]]\nname = \"r\"\nupstream = [\"in\"]\ndownstream = [\"tunnels\"]\n";
 
-fn gateway_settings(relay: &str) -> String {
+pub(super) fn gateway_settings(relay: &str) -> String {
     format!(
         "[[amt.gateway]]\nname = \"internet\"\nrelay = {relay}\n\
          [[proxy]]\nname = \"p\"\nupstream = [\"internet\"]\ndownstream = [\"out\"]\n{TIMERS}"
@@ -106,14 +106,14 @@ fn gateway_settings(relay: &str) -> String {
 }
 
 /// Returns the tunnels of an interface.
-fn tunnels(router: &Router, interface: &str) -> Vec<Value> {
+pub(super) fn tunnels(router: &Router, interface: &str) -> Vec<Value> {
     let tunnels = router.control().show("tunnels");
     let of_interface = |t: &Value| t["interface"] == interface;
     tunnels.into_iter().filter(of_interface).collect()
 }
 
 /// Returns the number of groups that a relay's gateways joined.
-fn joined_groups(router: &Router) -> u64 {
+pub(super) fn joined_groups(router: &Router) -> u64 {
     let tunnels = tunnels(router, "tunnels");
     let groups = tunnels.iter().filter_map(|t| t["memberships"].as_u64());
     groups.sum()
@@ -220,6 +220,9 @@ fn streams_move_to_another_relay_when_theirs_dies(lab: &Lab) {
     first.kill();
     eventually("the group at the second relay", 1, || {
         joined_groups(&second)
+    });
+    eventually("joined upstream of the second relay", 1, || {
+        joined(&second, "in").len()
     });
     let inject = Injector::new(&topology.src, "eth1");
     for n in 50..100u32 {

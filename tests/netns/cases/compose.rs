@@ -6,10 +6,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::cases;
+use super::discovery::{browse, serve};
 use super::docker::Site;
 use crate::lab::bpffs::BpfFs;
 use crate::lab::mnat::{self, Ca, ServerState};
-use crate::lab::{BINARY, Docker, Lab, Ns, TIMEOUT, UdpRx, UdpTx, eventually, http};
+use crate::lab::{
+    BINARY, Docker, Lab, Ns, TIMEOUT, UdpRx, UdpTx, avahi, eventually, http, wait_until,
+};
 
 cases!("compose":
     #[Docker] #[Program("docker-compose", "docker-compose")] bridge_network_example,
@@ -22,6 +25,9 @@ cases!("compose":
     #[Docker] #[Program("docker-compose", "docker-compose")]
     internal_network_with_strict_rp_filter_example,
     #[Docker] #[Program("docker-compose", "docker-compose")] routed_bridge_example,
+    #[Docker] #[Program("docker-compose", "docker-compose")]
+    #[Program("avahi-daemon", "avahi-daemon")] #[Python("zeroconf", "python3-zeroconf")]
+    discovery_example,
     #[Docker] #[Program("docker-compose", "docker-compose")] host_network_example,
     #[Docker] #[Program("docker-compose", "docker-compose")] #[LinkKind("macvlan")] macvlan_example,
     #[Docker] #[Program("docker-compose", "docker-compose")] #[LinkKind("macvlan")]
@@ -32,6 +38,8 @@ cases!("compose":
     #[Docker] image_runs_unprivileged_and_names_missing_capabilities,
     #[Docker] mnat_images_accept_prototype_arguments,
     #[Docker] #[Program("docker-compose", "docker-compose")] mnat_example,
+    #[Docker] #[Program("docker-compose", "docker-compose")] amt_example_by_name_and_by_address,
+    #[Docker] driad_ingest_image_accepts_prototype_arguments,
 );
 
 fn in_repository(path: &str) -> PathBuf {
@@ -69,7 +77,7 @@ fn build_image(lab: &Lab, docker: &Docker) {
     .expect("the Dockerfile");
     let directory = directory.display();
     docker.run(&format!("build --quiet --tag mcastor {directory}"));
-    for target in ["mnat-ingress", "mnat-egress", "mnat-server"] {
+    for target in ["mnat-ingress", "mnat-egress", "mnat-server", "driad-ingest"] {
         let tag = format!("--target {target} --tag mcastor-{target}");
         docker.run(&format!("build --quiet {tag} {directory}"));
     }
@@ -343,6 +351,55 @@ fn routed_bridge_example(lab: &Lab) {
     example.assert_delivered_to_lan(lab, "routed", GROUP, "172.28.9.");
 }
 
+/// The application in the container finds and reads a service of the LAN, and a host of the LAN finds
+/// and reads a service of the container, at the address of the host and the published port.
+fn discovery_example(lab: &Lab) {
+    let example = Example::up(lab, "discovery.yml", &[]);
+    example.wait_until_nothing_is_pending();
+    let site = &example.site;
+    let inside = site.docker.namespace_of(lab, "t_listener_1");
+    let address = "inspect --format {{.NetworkSettings.Networks.home.IPAddress}}";
+    let address = site.docker.run(&format!("{address} t_listener_1"));
+    serve(&site.lan, 8000, "books");
+    serve(&inside, 8080, "lights");
+    let _lan = avahi::start(
+        lab,
+        &site.lan,
+        "shelf",
+        &["eth0"],
+        &[("shelf", "_http._tcp", 8000)],
+        false,
+    );
+    let _inside = avahi::start(
+        lab,
+        &inside,
+        "home",
+        &["eth0"],
+        &[("home", "_http._tcp", 8080)],
+        false,
+    );
+    let kinds = ["_http._tcp.local."];
+    let browsers = [
+        (
+            browse(lab, &inside, &address, &kinds),
+            "read shelf._http._tcp.local. 10.0.0.10 8000 books",
+        ),
+        (
+            browse(lab, &site.lan, "10.0.0.10", &kinds),
+            "read home._http._tcp.local. 10.0.0.1 18080 lights",
+        ),
+    ];
+    for (browser, expected) in &browsers {
+        let is_read = wait_until(TIMEOUT, || browser.stdout().contains(expected));
+        assert!(
+            is_read,
+            "{expected}: {}{}",
+            browser.stdout(),
+            browser.stderr()
+        );
+    }
+}
+
 fn host_network_example(lab: &Lab) {
     let example = Example::up(lab, "host.yml", &[("INTERFACE", "lan0")]);
     example.assert_delivered(lab, GROUP);
@@ -556,4 +613,45 @@ fn mnat_example(lab: &Lab) {
             .contains("first packet")
     };
     eventually("packets at the listener", true, has_packets);
+}
+
+/// The relay by its name in the engine's DNS, then by its address.
+fn amt_example_by_name_and_by_address(lab: &Lab) {
+    let example = Example::up(lab, "amt.yml", &[]);
+    let docker = &example.site.docker;
+    let has_packets = || docker.logs("t_listener_1").contains("first packet");
+    eventually("packets at the listener", true, has_packets);
+    let network = "{{.NetworkSettings.Networks.t_internet.IPAddress}}";
+    let relay = docker.run(&format!("inspect --format {network} t_relay_1"));
+    docker.run("rm --force t_listener_1");
+    example.compose(&["up", "--detach"], &[("RELAY", &relay)]);
+    docker.wait_for_log("t_listener_1", "joined");
+    eventually("packets through the other gateway", true, has_packets);
+    let variables = docker.run("inspect --format {{.Config.Env}} t_gateway_1");
+    assert!(variables.contains(&format!("RELAY={relay}")), "{variables}");
+}
+
+/// The image runs without root. The relay is given, so that the test needs no DNS.
+fn driad_ingest_image_accepts_prototype_arguments(lab: &Lab) {
+    let site = Site::new(lab);
+    let docker = &site.docker;
+    build_image(lab, docker);
+    let joinfile = lab.file("joined.sgs");
+    std::fs::write(&joinfile, "203.0.113.1,232.1.1.1\n").expect("a joinfile");
+    let bind = || std::net::UdpSocket::bind("10.0.0.10:2268");
+    let relay = site.lan.enter(bind).expect("port 2268");
+    relay.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
+    docker.run(&format!(
+        "run --detach --name ingest --network host --cap-drop ALL --cap-add NET_RAW \
+         --volume {}:/joined.sgs:ro --env MCASTOR__HTTP__LISTEN=off \
+         --env MCASTOR__AMT__GATEWAY__0__RELAY=10.0.0.10 \
+         mcastor-driad-ingest -v --amt bridge --interface lan0 --joinfile /joined.sgs",
+        joinfile.display()
+    ));
+    let mut message = [0; 64];
+    let received = relay.recv(&mut message);
+    let logs = docker.logs("ingest");
+    // A Relay Discovery: type, three reserved bytes, nonce.
+    assert_eq!(received.ok(), Some(8), "{logs}");
+    assert_eq!(message[..4], [1, 0, 0, 0], "{logs}");
 }

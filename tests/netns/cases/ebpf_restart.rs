@@ -6,7 +6,7 @@ use crate::lab::bpffs::BpfFs;
 use crate::lab::ns::BPFFS_VARIABLE;
 use crate::lab::numbered_stream::{NumberedStream, missing, received_in_order};
 use crate::lab::random::Random;
-use crate::lab::{Capture, Lab, Router, Star, TIMEOUT, wait_until};
+use crate::lab::{Capture, Lab, Router, Star, TIMEOUT, eventually, wait_until};
 
 cases!("ebpf_restart":
     #[BpfPrograms] killed_process_loses_nothing,
@@ -18,6 +18,8 @@ cases!("ebpf_restart":
     #[BpfPrograms] stop_can_keep_forwarding,
     #[BpfPrograms] flows_continue_with_other_table_sizes,
     #[BpfPrograms] log_says_what_outlives_the_process,
+    #[BpfPrograms] filters_forward_on_without_a_bpf_file_system,
+    #[BpfPrograms] filters_that_were_left_are_removed,
     #[Program("bpftool", "bpftool")] #[BpfPrograms] tables_of_another_version_are_replaced,
     #[BpfPrograms] second_process_is_refused,
 );
@@ -375,12 +377,100 @@ fn log_says_what_outlives_the_process(lab: &Lab) {
     );
     let router = Router::start(lab, &star.rtr, &toml);
     let log = router.program.stderr();
-    assert!(
-        log.contains("is not in a BPF file system (plane.bpffs)"),
-        "{log}"
-    );
+    for expected in [
+        "the kernel forwards on for 1m (plane.orphan_after), but",
+        "is not in a BPF file system (plane.bpffs)",
+    ] {
+        assert!(log.contains(expected), "{log}");
+    }
     assert!(!other.exists(), "a folder was made");
     router.stop();
+}
+
+/// Returns settings of the eBPF plane without a BPF file system.
+fn settings_without_bpffs(lab: &Lab, orphan_after: &str, routes: &str) -> String {
+    let folder = lab.file("no-bpf-file-system");
+    format!(
+        "[plane]\nkind = \"ebpf\"\nbpffs = \"{}\"\norphan_after = \"{orphan_after}\"\n{routes}",
+        folder.display()
+    )
+}
+
+/// Returns the filters at the ingress of an interface.
+fn ingress_filters(star: &Star, interface: &str) -> String {
+    let arguments = ["filter", "show", "dev", interface, "ingress"];
+    let shown = star.rtr.output("tc", &arguments);
+    String::from_utf8_lossy(&shown.stdout).into_owned()
+}
+
+/// Without the process nothing is lost. The next process starts with empty tables: packets that
+/// arrive between its program and its capture are lost, and none is doubled.
+fn filters_forward_on_without_a_bpf_file_system(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let routes = route("r", "in", "", GROUP, &["out1"], "");
+    let toml = settings_without_bpffs(lab, "60s", &routes);
+    let (mut router, stream) = start_offloaded(lab, &star, &toml);
+    let mut lost = Vec::new();
+    let mut sent = 0;
+    for n in 0..4 {
+        match n % 2 {
+            0 => router.kill(),
+            _ => {
+                router.run("stop --keep-forwarding");
+                router.program.wait();
+            }
+        }
+        let killed_at = stream.stream.sent();
+        stream.go_on(500);
+        sent = stream.stream.sent();
+        assert!(wait_until(TIMEOUT, || {
+            let got = received_in_order(&stream.capture, GROUP);
+            got.last().is_some_and(|last| *last >= sent)
+        }));
+        // The first of them may have been in the queue of the process.
+        lost = missing(sent, &received_in_order(&stream.capture, GROUP));
+        let while_gone = lost.iter().filter(|n| **n > killed_at + 50).count();
+        assert_eq!(while_gone, 0, "lost without a process: {lost:?}");
+        router.start_again(lab);
+        wait_until_offloaded(&router, "out1");
+        stream.go_on(200);
+        let filters = ingress_filters(&star, "in");
+        assert_eq!(filters.matches("handle 0x").count(), 1, "{filters}");
+    }
+    let all = stream.stream.finish();
+    assert!(lost.len() < 400, "{} of {sent}", lost.len());
+    println!("{} of {all} packets lost in 4 restarts", lost.len());
+    router.stop();
+    assert_eq!(ingress_filters(&star, "in"), "");
+}
+
+/// Filters of a process that died are removed by the next one where it does not capture, by one with
+/// the packet plane, and by `mcastor cleanup`.
+fn filters_that_were_left_are_removed(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let routes = route("r", "in", "", GROUP, &["out1"], "");
+    let toml = settings_without_bpffs(lab, "60s", &routes);
+    let (mut router, stream) = start_offloaded(lab, &star, &toml);
+    let other = route("r", "out1", "", "225.9.9.9", &["in"], "");
+    let other = settings_without_bpffs(lab, "60s", &other);
+    let packet = toml.replace("\"ebpf\"", "\"packet\"");
+    for settings in [other, packet] {
+        router.kill();
+        assert!(ingress_filters(&star, "in").contains("mcastor_forward"));
+        router.write_settings(&settings);
+        router.start_again(lab);
+        eventually("filters", String::new(), || ingress_filters(&star, "in"));
+        router.write_settings(&toml);
+        router.program.stop(libc::SIGTERM, TIMEOUT);
+        router.start_again(lab);
+        wait_until_offloaded(&router, "out1");
+    }
+    router.kill();
+    let out = star.rtr.output(crate::lab::BINARY, &["cleanup"]);
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(text.contains("programs on 1 interfaces: removed"), "{text}");
+    assert_eq!(ingress_filters(&star, "in"), "");
+    stream.stream.finish();
 }
 
 /// Tables of another version cannot be read: the flows start anew, and no packet is doubled.

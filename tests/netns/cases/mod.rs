@@ -4,14 +4,22 @@ use crate::lab::harness::Case;
 use crate::lab::{Lab, Router, Star};
 
 mod amt;
+mod amt_dns;
+mod amt_hostile;
+mod amt_linux;
+mod amt_paths;
+mod amt_relay;
 mod attacks;
+mod bandwidth;
 mod checksums;
 mod compose;
 mod containers_soak;
 mod control;
+mod discovery;
 mod docker;
 mod docker_faults;
 mod doctor;
+mod driad_ingest;
 mod drops;
 mod ebpf;
 mod ebpf_restart;
@@ -64,6 +72,7 @@ mod traffic_tools;
 mod translate;
 mod translated_joins;
 mod ttl;
+mod tunnel_names;
 mod upgrade;
 
 /// Declares the functions of a module as cases named `module::function`.
@@ -87,7 +96,13 @@ use cases;
 pub fn all() -> Vec<Case> {
     [
         amt::cases(),
+        amt_dns::cases(),
+        amt_hostile::cases(),
+        amt_linux::cases(),
+        amt_paths::cases(),
+        amt_relay::cases(),
         attacks::cases(),
+        bandwidth::cases(),
         harness::cases(),
         routes::cases(),
         smcroute_forwarding::cases(),
@@ -98,12 +113,14 @@ pub fn all() -> Vec<Case> {
         gso::cases(),
         checksums::cases(),
         ttl::cases(),
+        tunnel_names::cases(),
         upgrade::cases(),
         host_environment::cases(),
         metrics::cases(),
         openapi::cases(),
         operation::cases(),
         doctor::cases(),
+        driad_ingest::cases(),
         drops::cases(),
         ebpf::cases(),
         ebpf_restart::cases(),
@@ -112,6 +129,7 @@ pub fn all() -> Vec<Case> {
         trace::cases(),
         external_programs::cases(),
         prometheus::cases(),
+        discovery::cases(),
         docker::cases(),
         docker_faults::cases(),
         podman::cases(),

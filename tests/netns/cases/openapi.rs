@@ -80,7 +80,7 @@ fn settings(lab: &Lab) -> String {
         route("r", "in", "10.0.0.10", "225.1.2.3", &["out1", "out2"], ""),
         route("new", "in", "", "225.9.9.9", &["out1"], rewrite),
         route("late", "in", "", "225.7.7.7", &["absent0"], ""),
-        "[[interface]]\nname = \"out2\"\nttl_threshold = 32\n".into(),
+        "[[interface]]\nname = \"out2\"\nttl_threshold = 32\nbandwidth = \"1Gbit\"\n".into(),
         proxy(
             &["in", "out3"],
             &["out1"],
@@ -96,6 +96,9 @@ fn settings(lab: &Lab) -> String {
         "[[amt.relay]]\nname = \"tunnels\"\nlisten = [\"10.0.0.1:2268\"]\n\
          advertise = [\"10.0.0.1\"]\n[[amt.gateway]]\nname = \"tun\"\nrelay = \"10.0.0.1\"\n\
          [[join]]\ninterface = \"tun\"\nsource = \"10.0.0.10\"\ngroup = \"232.9.9.9\"\n"
+            .into(),
+        "[[discovery]]\nbetween = [\"in\", \"out2\"]\nprotocols = [\"ssdp\"]\n\
+         deny = [{ st = \"secret\" }]\n"
             .into(),
     ]
     .concat()
@@ -127,6 +130,17 @@ fn answers_match_the_document(lab: &Lab) {
     eventually("the member gets packets", true, || {
         send("239.1.2.3", 9);
         router.metric("mcastor_route_packets_total", &[("oif", "out1")]) > 0.0
+    });
+    eventually("an offer and a question", true, || {
+        for text in [
+            "NOTIFY * HTTP/1.1\r\nNT: secret\r\n\r\n",
+            "M-SEARCH * HTTP/1.1\r\nST: ssdp:all\r\n\r\n",
+        ] {
+            let to = "239.255.255.250:1900";
+            inject.send(&Udp::new("10.0.0.10:1900", to, text).ttl(2).frame());
+        }
+        let answer = router.get("/api/v1/discovery").expect("an answer");
+        answer.body.contains("\"denied\"") && answer.body.contains("\"asker\"")
     });
     send("225.1.2.3", 64);
     send("225.6.6.6", 64);

@@ -124,6 +124,12 @@ fn mnat_settings(lab: &Lab, ca: &Ca) -> String {
     )
 }
 
+/// A relay, and a gateway that joins through it.
+const AMT: &str = "[[amt.relay]]\nname = \"tunnels\"\n\
+    [[amt.gateway]]\nname = \"internet\"\nrelay = \"127.0.0.1\"\n\
+    [[proxy]]\nname = \"relayed\"\nupstream = [\"in\"]\ndownstream = [\"tunnels\"]\n\
+    [[join]]\ninterface = \"internet\"\nsource = \"10.0.0.10\"\ngroup = \"232.9.9.9\"\n";
+
 fn dashboard_panels_have_data_and_exact_totals(lab: &Lab) {
     let star = Star::dual(lab, 2);
     let ca = Ca::new();
@@ -131,7 +137,8 @@ fn dashboard_panels_have_data_and_exact_totals(lab: &Lab) {
     let toml = route("r", "in", "", "225.1.2.3", &["out1"], "")
         + "[[proxy]]\nname = \"p\"\nupstream = [\"in\"]\ndownstream = [\"out1\"]\n\
            header_checks = \"strict\"\n"
-        + &mnat_settings(lab, &ca);
+        + &mnat_settings(lab, &ca)
+        + AMT;
     let router = Router::start(lab, &star.rtr, &toml);
     let _prometheus = prometheus(lab, &star.rtr, Some(MNAT_HTTP));
     let inject = Injector::new(&star.src, "eth0");
@@ -144,6 +151,8 @@ fn dashboard_panels_have_data_and_exact_totals(lab: &Lab) {
     router.expect_metric("mcastor_membership_groups", &members, 1);
     let assigned = [("role", "egress"), ("state", "assigned")];
     router.expect_metric("mcastor_mnat_mappings", &assigned, 1);
+    let connected = [("role", "gateway"), ("state", "connected")];
+    router.expect_metric("mcastor_amt_tunnels", &connected, 1);
     // 300 packets are forwarded by the route, 200 by the proxy, 50 by MNAT, 100 have no TTL left,
     // and reports are refused: every event that a panel shows has happened.
     let report = crate::lab::frame::ethernet(

@@ -93,28 +93,35 @@ pub fn trials(cases: Vec<Case>, probe: bool, parallel: bool) -> Vec<Trial> {
 static CONCURRENT: RwLock<()> = RwLock::new(());
 /// Cases that failed in parallel with others and passed alone.
 static PASSED_ALONE: Mutex<Vec<&str>> = Mutex::new(Vec::new());
+/// How often a case that failed must pass alone.
+const RUNS_ALONE: usize = 2;
+/// How many cases may fail in parallel with others and still count as passed. A busy machine delays
+/// any case, but not many of them.
+const MAX_PASSED_ALONE: usize = 3;
 
-/// Runs a case in parallel with others. A case that fails is run again alone, and fails in any case.
-/// The second run tells whether it depends on the load of the machine: the last line of the run
-/// counts such cases.
+/// Runs a case in parallel with others. One that fails runs again alone, and counts as passed if it
+/// passes twice. The last line of the run lists such cases; from the fourth on they fail.
 fn run_beside_others(name: &'static str) -> Result<(), Failed> {
     let concurrent = CONCURRENT.read().unwrap_or_else(PoisonError::into_inner);
     let first = run_in_process(name);
     drop(concurrent);
     let Err(first) = first else { return Ok(()) };
     let _alone = CONCURRENT.write().unwrap_or_else(PoisonError::into_inner);
-    let second = match run_in_process(name) {
-        Ok(()) => {
-            let mut passed = PASSED_ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-            passed.push(name);
-            "passed".to_owned()
-        }
-        Err(second) => second,
-    };
-    Err(format!("{first}\n---- run again alone ----\n{second}").into())
+    let alone = (0..RUNS_ALONE).try_for_each(|_| run_in_process(name));
+    let failure = |second: &str| format!("{first}\n---- run again alone ----\n{second}");
+    if let Err(second) = alone {
+        return Err(failure(&second).into());
+    }
+    let mut passed = PASSED_ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    passed.push(name);
+    if passed.len() > MAX_PASSED_ALONE {
+        return Err(failure("passed, as too many others did").into());
+    }
+    eprintln!("{name} {}", failure("passed"));
+    Ok(())
 }
 
-/// Prints the cases that failed in parallel with others and passed alone. tests/run.sh counts them.
+/// Prints the cases that failed in parallel with others and passed alone. tests/run.sh repeats it.
 pub fn print_passed_alone() {
     let passed = PASSED_ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     if !passed.is_empty() {
@@ -210,6 +217,7 @@ fn missing_need(need: Need) -> Option<String> {
             let spec = match kind {
                 "macvlan" => "link add probe0 link u0 type macvlan mode bridge".to_owned(),
                 "vlan" => "link add probe0 link u0 type vlan id 7".to_owned(),
+                "amt" => "link add probe0 type amt mode relay local 192.0.2.1 dev u0".to_owned(),
                 _ => format!("link add probe0 type {kind}"),
             };
             (!under || ns.try_ip(&spec).is_err()).then(|| format!("{kind} links in the kernel"))

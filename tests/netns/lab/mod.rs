@@ -1,5 +1,6 @@
 //! The laboratory: namespaces, programs that run in them, and packets sent and received.
 
+pub mod avahi;
 pub mod bpffs;
 pub mod control;
 pub mod dns;
@@ -11,10 +12,12 @@ pub mod frr;
 pub mod group_member;
 pub mod harness;
 pub mod http;
+pub mod impaired_path;
 pub mod keeper;
 pub mod link;
 pub mod metrics;
 pub mod mnat;
+pub mod name_server;
 pub mod ns;
 pub mod numbered_stream;
 pub mod packet;
@@ -34,6 +37,7 @@ pub use docker::Docker;
 pub use frame::{IpPacket, Udp};
 pub use frr::Frr;
 pub use group_member::GroupMember;
+pub use impaired_path::{ImpairedPath, Impairment};
 pub use link::{LinkEnd, connect, connect_all};
 pub use ns::{Lab, Ns, sweep};
 pub use numbered_stream::{

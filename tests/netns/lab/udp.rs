@@ -104,8 +104,24 @@ impl UdpRx {
     /// Joins `group` (`address:port`) on `iface` and receives only on that interface.
     #[track_caller]
     pub fn join(ns: &Ns, iface: &str, group: &str) -> Self {
+        let receiver = Self::bind(ns, iface, group);
         let group: SocketAddr = group.parse().expect("address:port");
         let index = ns.index(iface);
+        match group.ip() {
+            IpAddr::V4(g) => {
+                let interface = InterfaceIndexOrAddress::Index(index);
+                receiver.socket.join_multicast_v4_n(&g, &interface)
+            }
+            IpAddr::V6(g) => receiver.socket.join_multicast_v6(&g, index),
+        }
+        .expect("join");
+        receiver
+    }
+
+    /// Receives what arrives for `group` (`address:port`) on `iface`, where another socket joins it.
+    #[track_caller]
+    pub fn bind(ns: &Ns, iface: &str, group: &str) -> Self {
+        let group: SocketAddr = group.parse().expect("address:port");
         let socket = ns.enter(|| {
             let socket = socket(&group.ip());
             socket.set_reuse_address(true).expect("SO_REUSEADDR");
@@ -114,13 +130,6 @@ impl UdpRx {
                 .bind_device(Some(iface.as_bytes()))
                 .expect("SO_BINDTODEVICE");
             socket.bind(&group.into()).expect("bind");
-            match group.ip() {
-                IpAddr::V4(g) => {
-                    socket.join_multicast_v4_n(&g, &InterfaceIndexOrAddress::Index(index))
-                }
-                IpAddr::V6(g) => socket.join_multicast_v6(&g, index),
-            }
-            .expect("join");
             socket.set_nonblocking(true).expect("O_NONBLOCK");
             socket
         });

@@ -18,11 +18,11 @@ use ahash::AHashSet;
 use tracing::{debug, info, warn};
 
 use crate::actors::messages::{
-    AliasesChanged, AnnounceLinks, ApplyChange, Barrier, JoiningInterface, LearningComplete,
-    LinksChanged, MembersChanged, MembershipChanged, MembershipStarted, MnatRoutesChanged, Publish,
-    QueryRouting, ReplaceRules, ReportMembers, Republish, RetryRefused, RoutesRefused,
-    RoutingTables, ServeInterfaces, ServeTunnels, ServedInterface, SetJoins, TunnelsStarted,
-    UpdateJoins,
+    AliasesChanged, AnnounceLinks, ApplyChange, Barrier, DiscoveryLinks, DiscoveryStarted,
+    JoiningInterface, LearningComplete, LinksChanged, MembersChanged, MembershipChanged,
+    MembershipStarted, MnatRoutesChanged, Publish, QueryRouting, ReplaceRules, ReportMembers,
+    Republish, RetryRefused, RoutesRefused, RoutingTables, ServeInterfaces, ServeTunnels,
+    ServedInterface, SetJoins, TunnelsStarted, UpdateJoins,
 };
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
@@ -83,6 +83,8 @@ pub struct Routing {
     reported_to_mnat: Option<BTreeSet<Channel>>,
     waiting_names: WaitingNames,
     link_log: LinkLog,
+    /// The links of the kernel that are ignored, because tunnels have their names.
+    hidden_links: BTreeSet<IfName>,
 }
 
 impl Routing {
@@ -114,6 +116,7 @@ impl Routing {
             reported_to_mnat: None,
             waiting_names: WaitingNames::default(),
             link_log: LinkLog::default(),
+            hidden_links: BTreeSet::new(),
         }
     }
 
@@ -197,6 +200,9 @@ impl Routing {
         self.update_served_interfaces();
         self.set_joins();
         self.report_members_to_mnat();
+        if !self.rib.discovery.is_empty() {
+            self.send_discovery_links();
+        }
         self.context.directory.do_send(Publish {
             fib,
             links: self.links.clone(),
@@ -346,6 +352,14 @@ impl Routing {
         self.context.directory.do_send(message);
     }
 
+    /// Sends the usable links to the discovery actor.
+    fn send_discovery_links(&self) {
+        if let Some(links) = &self.links {
+            let links = Arc::new(self.rib.usable(links));
+            self.context.directory.do_send(DiscoveryLinks(links));
+        }
+    }
+
     /// Applies the names of the container engine to the links, and publishes.
     fn apply_aliases(&mut self) {
         self.update_links();
@@ -360,12 +374,23 @@ impl Routing {
             return;
         };
         let mut links = links.with_aliases(&aliases);
+        let names = self.rib.tunnels.iter().map(|tunnel| tunnel.name.clone());
+        let hidden = links.remove_named(&names.collect());
+        for name in hidden.difference(&self.hidden_links) {
+            warn!(
+                interface = %name,
+                "{name}: the kernel has an interface with the name of a tunnel; it is ignored. \
+                 Rename it, or give the [[amt.gateway]] or [[amt.relay]] another name"
+            );
+        }
+        self.hidden_links = hidden;
         for tunnel in &self.rib.tunnels {
             let id = self.context.tunnels.id(&tunnel.name);
             links.extend(id.map(|id| Link {
                 mtu: tunnel.mtu,
                 plane: Some(TunnelPlane::NAME),
                 receives_only: tunnel.receives_only,
+                bandwidth: tunnel.bandwidth,
                 ..Link::new(id, tunnel.name.clone())
             }));
         }
@@ -587,6 +612,7 @@ impl Actor for Routing {
             .receives::<MembershipChanged>()
             .receives::<LearningComplete>()
             .receives::<TunnelsStarted>()
+            .receives::<DiscoveryStarted>()
             .receives::<MnatRoutesChanged>()
             .receives::<ReportMembers>()
             .receives::<ReplaceRules>()
@@ -603,6 +629,14 @@ impl Handler<LinksChanged> for Routing {
     fn handle(&mut self, message: LinksChanged, _: &mut Self::Context) {
         self.kernel_links = Some(message.0);
         self.apply_aliases();
+    }
+}
+
+impl Handler<DiscoveryStarted> for Routing {
+    type Result = ();
+
+    fn handle(&mut self, _: DiscoveryStarted, _: &mut Self::Context) {
+        self.send_discovery_links();
     }
 }
 

@@ -21,13 +21,25 @@ use crate::amt::{
     RelayCandidate, TunnelState,
 };
 use crate::model::escape::quote;
-use crate::model::{Group, SourceFilter, TunnelEndpoint};
+use crate::model::{Group, Source, SourceFilter, TunnelEndpoint};
 use crate::planes::tunnel::{ControlDatagram, GatewayPort, GatewaySockets};
 use crate::sys::datagram::DatagramSocket;
+use crate::table::flows::FlowKey;
 use crate::wire::amt::AmtMessage;
 
 /// The role label of metrics.
 const ROLE: &str = "gateway";
+
+/// The state label of tunnels that are needed, but have no connected relay.
+const MISSING: &str = "missing";
+
+/// The states of tunnels that are counted. A tunnel counts in the first one that it has.
+const COUNTED_STATES: [TunnelState; 4] = [
+    TunnelState::Connected,
+    TunnelState::Requesting,
+    TunnelState::LimitReached,
+    TunnelState::Unresponsive,
+];
 
 /// A gateway interface.
 pub(super) struct GatewayService {
@@ -38,6 +50,8 @@ pub(super) struct GatewayService {
     /// The random numbers of the machine, until it exists.
     random: Option<AmtRandom>,
     filters: BTreeMap<Group, SourceFilter>,
+    /// The sources that are not requested, because their streams would exceed the limit.
+    refused: BTreeMap<Group, BTreeSet<Source>>,
     /// The packets of each relay at the last tick.
     seen: BTreeMap<SocketAddr, u64>,
     /// The relays of the port.
@@ -60,6 +74,7 @@ impl GatewayService {
             machine: None,
             random: Some(random),
             filters: BTreeMap::new(),
+            refused: BTreeMap::new(),
             seen: BTreeMap::new(),
             relays: BTreeSet::new(),
             error: None,
@@ -89,8 +104,40 @@ impl GatewayService {
                 true => self.filters.remove(&group),
                 false => self.filters.insert(group, filter.clone()),
             };
-            if let Some(machine) = &mut self.machine {
-                machine.set_filter(group, filter);
+            self.request(group);
+        }
+    }
+
+    /// Requests a group, without the refused sources.
+    fn request(&mut self, group: Group) {
+        let filter = self.permitted(group);
+        if let Some(machine) = &mut self.machine {
+            machine.set_filter(group, filter);
+        }
+    }
+
+    /// Returns the filter of a group without the refused sources.
+    fn permitted(&self, group: Group) -> SourceFilter {
+        let filter = self.filters.get(&group).cloned().unwrap_or_default();
+        match self.refused.get(&group).filter(|_| !filter.is_none()) {
+            Some(sources) => filter.without(sources),
+            None => filter,
+        }
+    }
+
+    /// Leaves streams that would exceed the limit, and requests those that do not any more.
+    pub(super) fn set_refused(&mut self, streams: &[FlowKey]) {
+        let mut refused: BTreeMap<Group, BTreeSet<Source>> = BTreeMap::new();
+        for (source, group) in streams {
+            if let (Ok(source), Ok(group)) = (Source::new(*source), Group::new(*group)) {
+                refused.entry(group).or_default().insert(source);
+            }
+        }
+        let former = std::mem::replace(&mut self.refused, refused);
+        let groups: BTreeSet<Group> = former.keys().chain(self.refused.keys()).copied().collect();
+        for group in groups {
+            if former.get(&group) != self.refused.get(&group) {
+                self.request(group);
             }
         }
     }
@@ -169,6 +216,8 @@ impl GatewayService {
             metrics.count_refused(name, AmtRefusal::RateLimit.label(), lost);
         }
         let Some(machine) = &mut self.machine else {
+            let missing = usize::from(!self.filters.is_empty());
+            metrics.set_tunnels(name, ROLE, MISSING, missing);
             return;
         };
         for (relay, traffic) in self.port.traffic().iter() {
@@ -177,15 +226,9 @@ impl GatewayService {
                 machine.handle_traffic(now, *relay);
             }
         }
-        let mut counts = [0; 4];
-        let counted = [
-            TunnelState::Connected,
-            TunnelState::Requesting,
-            TunnelState::LimitReached,
-            TunnelState::Unresponsive,
-        ];
+        let mut counts = [0; COUNTED_STATES.len()];
         for tunnel in machine.tunnels(now) {
-            let best = counted
+            let best = COUNTED_STATES
                 .iter()
                 .position(|state| tunnel.states.contains(state));
             if let Some(position) = best {
@@ -194,9 +237,10 @@ impl GatewayService {
             let is_connected = best == Some(0);
             metrics.set_relay_state(name, &tunnel.relay.to_string(), Some(is_connected));
         }
-        for (state, count) in counted.iter().zip(counts) {
+        for (state, count) in COUNTED_STATES.iter().zip(counts) {
             metrics.set_tunnels(name, ROLE, state.label(), count);
         }
+        metrics.set_tunnels(name, ROLE, MISSING, machine.missing_tunnels());
     }
 
     /// Opens the sockets, unless a former actor has opened them, and starts the machine with the
@@ -215,8 +259,8 @@ impl GatewayService {
             outer: [0, 1].map(|n: usize| sockets.sockets[n].is_some()),
         };
         let mut machine = Gateway::new(config, random);
-        for (group, filter) in &self.filters {
-            machine.set_filter(*group, filter.clone());
+        for group in self.filters.keys() {
+            machine.set_filter(*group, self.permitted(*group));
         }
         self.machine = Some(machine);
     }
@@ -370,6 +414,10 @@ impl GatewayService {
         for relay in &self.relays {
             metrics.set_relay_state(self.name(), &relay.to_string(), None);
         }
+        for state in COUNTED_STATES.iter().map(|state| state.label()) {
+            metrics.set_tunnels(self.name(), ROLE, state, 0);
+        }
+        metrics.set_tunnels(self.name(), ROLE, MISSING, 0);
     }
 
     /// Returns the tunnels.

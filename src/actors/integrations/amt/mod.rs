@@ -23,15 +23,16 @@ use self::relay_service::{DatagramBatch, RelayService};
 use crate::actors::child::ChildStart;
 use crate::actors::deadline_timer::DeadlineTimer;
 use crate::actors::messages::{
-    ConfigureTunnels, MembershipChanged, QueryTunnels, ReportTunnelJoins, ServeTunnels,
-    TunnelJoins, TunnelReport, TunnelsStarted,
+    ConfigureTunnels, CountCopies, HandOverRelays, HandedOverRelay, MembershipChanged,
+    QueryTunnels, ReportTunnelJoins, ResumeRelays, ServeTunnels, TunnelJoins, TunnelReport,
+    TunnelsStarted,
 };
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 use crate::amt::driad::candidates;
 use crate::amt::resolver::RelayResolver;
-use crate::amt::{AmtRandom, LookupKey};
-use crate::model::{Group, InterfaceId, ProxyRule, SourceFilter};
+use crate::amt::{AmtRandom, AmtRefusal, LookupKey};
+use crate::model::{Group, IfName, InterfaceId, ProxyRule, SourceFilter};
 use crate::planes::tunnel::ControlDatagram;
 
 /// Interval at which traffic and metrics are read, and sockets that could not be opened are tried
@@ -93,7 +94,9 @@ impl Amt {
                 continue;
             };
             let mut kept = self.gateways.remove(&id);
-            if let Some(former) = kept.as_mut().filter(|former| former.settings() != gateway) {
+            let is_other =
+                |former: &&mut GatewayService| !former.settings().has_same_tunnels(gateway);
+            if let Some(former) = kept.as_mut().filter(is_other) {
                 former.end(now, &self.context);
                 kept = None;
             }
@@ -101,6 +104,7 @@ impl Amt {
                 let port = tunnels.gateway(id);
                 let control = tokio_stream(port.connect());
                 ctx.add_message_stream(control.map(move |datagram| FromRelay { id, datagram }));
+                announce_refusals(&self.context, &gateway.name);
                 let random = AmtRandom::new(self.random.bytes());
                 GatewayService::new(gateway.clone(), port, random)
             });
@@ -119,7 +123,9 @@ impl Amt {
                 None => {
                     let port = tunnels.relay(id);
                     let random = AmtRandom::new(self.random.bytes());
-                    RelayService::new(now, relay.clone(), port, random)
+                    announce_refusals(&self.context, &relay.name);
+                    let inherited = self.context.inherited_relays.take(&relay.name);
+                    RelayService::new(now, relay.clone(), port, random, inherited.as_ref())
                 }
             };
             relays.insert(id, service);
@@ -147,7 +153,13 @@ impl Amt {
     /// Drives what is due at intervals.
     fn tick(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
-        for gateway in self.gateways.values_mut() {
+        let snapshot = self.context.snapshot.load();
+        for (id, gateway) in &mut self.gateways {
+            let ingress = snapshot.fib.ingresses.get(id);
+            let limit = ingress.and_then(|ingress| ingress.bandwidth);
+            // Without a limit nothing updates the list.
+            let refused = limit.map(|_| self.context.streams.bandwidth.refused(*id));
+            gateway.set_refused(&refused.unwrap_or_default());
             gateway.tick(now, &self.context);
         }
         for (id, relay) in &mut self.relays {
@@ -251,6 +263,14 @@ fn report_members(
     }
 }
 
+/// Exports a zero for each reason, so that the first refusal counts as an increase.
+fn announce_refusals(context: &RouterContext, interface: &IfName) {
+    for reason in AmtRefusal::ALL {
+        let metrics = &context.catalog.amt;
+        metrics.count_refused(interface.as_str(), reason.label(), 0);
+    }
+}
+
 /// Returns the messages of a channel as a stream.
 fn tokio_stream<T>(
     receiver: tokio::sync::mpsc::Receiver<T>,
@@ -287,6 +307,9 @@ impl Actor for Amt {
             .receives::<TunnelJoins>()
             .receives::<ServeTunnels>()
             .receives::<ConfigureTunnels>()
+            .receives::<CountCopies>()
+            .receives::<HandOverRelays>()
+            .receives::<ResumeRelays>()
             .receives::<QueryTunnels>();
         directory.do_send(TunnelsStarted);
         self.configure(ctx);
@@ -336,6 +359,33 @@ impl Handler<ServeTunnels> for Amt {
         self.served = message.0;
         self.apply_served(Instant::now());
         self.drive_all(ctx);
+    }
+}
+
+impl Handler<HandOverRelays> for Amt {
+    type Result = Vec<HandedOverRelay>;
+
+    fn handle(&mut self, _: HandOverRelays, _: &mut Self::Context) -> Self::Result {
+        let relays = self.relays.values_mut();
+        relays.filter_map(RelayService::hand_over).collect()
+    }
+}
+
+impl Handler<CountCopies> for Amt {
+    type Result = ();
+
+    fn handle(&mut self, _: CountCopies, _: &mut Self::Context) {
+        let relays = self.relays.values_mut();
+        relays.for_each(|relay| relay.count_copies(&self.context));
+    }
+}
+
+impl Handler<ResumeRelays> for Amt {
+    type Result = ();
+
+    fn handle(&mut self, _: ResumeRelays, ctx: &mut Self::Context) {
+        self.relays.values_mut().for_each(RelayService::resume);
+        self.tick(ctx);
     }
 }
 

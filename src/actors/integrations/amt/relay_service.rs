@@ -16,12 +16,13 @@ use tokio::io::unix::AsyncFd;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
-use crate::actors::messages::{TunnelEnd, TunnelReport};
+use crate::actors::messages::{HandedOverRelay, TunnelEnd, TunnelReport};
 use crate::actors::shared::RouterContext;
 use crate::amt::config::RelayInterface;
-use crate::amt::{AmtRandom, Relay};
+use crate::amt::{AmtRandom, Relay, SavedRelay};
 use crate::model::{Group, ProxyRule, SourceFilter};
 use crate::planes::tunnel::RelayPort;
+use crate::sys::boot_clock;
 use crate::sys::buffer::Buffer;
 use crate::sys::datagram::{DatagramReceiver, DatagramSocket, TunnelDatagram};
 use crate::sys::poll::watch;
@@ -59,15 +60,18 @@ pub(super) struct RelayService {
     publish_at: Instant,
     /// What was counted of [`RelayPort::traffic`]: copies, bytes, failures.
     counted: (u64, u64, u64),
+    /// Whether another process serves the gateways.
+    is_handed_over: bool,
 }
 
 impl RelayService {
-    /// Creates a relay without gateways.
+    /// Creates a relay, which continues the tunnels of another process, if there are any.
     pub(super) fn new(
         now: Instant,
         settings: RelayInterface,
         port: Arc<RelayPort>,
         random: AmtRandom,
+        inherited: Option<&SavedRelay>,
     ) -> Self {
         let lists = no_lists();
         // A former actor may have left its gateways there.
@@ -79,7 +83,7 @@ impl RelayService {
             load(&traffic.bytes),
             load(&traffic.failed),
         );
-        Self {
+        let mut service = Self {
             machine: Relay::new(now, settings.relay.clone(), &lists, random),
             settings,
             port,
@@ -88,7 +92,32 @@ impl RelayService {
             errors: BTreeMap::new(),
             publish_at: now,
             counted,
+            is_handed_over: false,
+        };
+        if let (Some(inherited), Ok(clock)) = (inherited, boot_clock::read()) {
+            service.machine.restore(&clock, inherited);
+            // Routing gets all groups when the actor has started.
+            service.publish(now);
         }
+        service
+    }
+
+    /// Stops to receive messages of gateways, and returns what another process needs to go on. The
+    /// data path keeps the sockets.
+    pub(super) fn hand_over(&mut self) -> Option<HandedOverRelay> {
+        let saved = self.machine.saved(&boot_clock::read().ok()?);
+        self.ends.clear();
+        self.is_handed_over = true;
+        Some(HandedOverRelay {
+            interface: self.settings.name.clone(),
+            saved,
+            sockets: self.port.sockets().to_vec(),
+        })
+    }
+
+    /// Receives messages of gateways again, from the next [`RelayService::tick`] on.
+    pub(super) fn resume(&mut self) {
+        self.is_handed_over = false;
     }
 
     /// Applies new settings. Gateways stay.
@@ -124,21 +153,14 @@ impl RelayService {
         &mut self,
         context: &RouterContext,
     ) -> Vec<(DatagramStream, CancellationToken)> {
-        let metrics = &context.catalog.amt;
+        self.count_copies(context);
         let name = self.settings.name.as_str();
-        let traffic = self.port.traffic();
-        let load = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
-        let now = (
-            load(&traffic.copies),
-            load(&traffic.bytes),
-            load(&traffic.failed),
-        );
-        let (copies, bytes, failed) = std::mem::replace(&mut self.counted, now);
-        metrics.add_copies(name, now.0 - copies, now.1 - bytes, now.2 - failed);
+        let metrics = &context.catalog.amt;
         metrics.set_tunnels(name, ROLE, "connected", self.machine.gateway_count());
         let missing = self.settings.listen.iter().copied();
         let is_open = |address: &SocketAddr| self.ends.iter().any(|e| e.address == *address);
-        let missing: Vec<_> = missing.filter(|address| !is_open(address)).collect();
+        let missing = missing.filter(|address| !self.is_handed_over && !is_open(address));
+        let missing: Vec<_> = missing.collect();
         let mut streams = Vec::new();
         for address in missing {
             match self.open(address) {
@@ -152,9 +174,24 @@ impl RelayService {
         streams
     }
 
+    /// Adds what the data path has counted to the metrics.
+    pub(super) fn count_copies(&mut self, context: &RouterContext) {
+        let metrics = &context.catalog.amt;
+        let name = self.settings.name.as_str();
+        let traffic = self.port.traffic();
+        let load = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
+        let now = (
+            load(&traffic.copies),
+            load(&traffic.bytes),
+            load(&traffic.failed),
+        );
+        let (copies, bytes, failed) = std::mem::replace(&mut self.counted, now);
+        metrics.add_copies(name, now.0 - copies, now.1 - bytes, now.2 - failed);
+    }
+
     fn open(&mut self, address: SocketAddr) -> io::Result<(DatagramStream, CancellationToken)> {
         let socket = match self.port.socket_at(address) {
-            // A former actor has opened it.
+            // A former actor has opened it, or another process.
             Some(socket) => socket,
             None => Arc::new(DatagramSocket::open(address, None)?),
         };

@@ -23,11 +23,13 @@ pub fn tunnel_interfaces(config: &AmtConfig) -> Vec<TunnelInterface> {
         name: gateway.name.clone(),
         mtu: GATEWAY_MTU,
         receives_only: true,
+        bandwidth: gateway.bandwidth,
     });
     let relays = config.relays.iter().map(|relay| TunnelInterface {
         name: relay.name.clone(),
         mtu: relay.mtu,
         receives_only: false,
+        bandwidth: relay.bandwidth,
     });
     gateways.chain(relays).collect()
 }

@@ -114,6 +114,7 @@ proptest! {
             disabled: false,
             capture: false,
             kernel_forwarding: KernelForwarding::Auto,
+            bandwidth: None,
         });
         let rib = Rib {
             rules: rules.into(),

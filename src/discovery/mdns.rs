@@ -1,0 +1,496 @@
+//! Messages of multicast DNS (RFC 6762) with DNS-SD (RFC 6763): what they offer, and the part that
+//! may cross.
+
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+
+use hickory_proto::op::{Message, MessageType, OpCode, Query};
+use hickory_proto::rr::rdata::{A, AAAA};
+use hickory_proto::rr::{Name, RData, Record};
+use lru::LruCache;
+
+use super::offer::{Property, ServiceOffer};
+use super::reason::WithheldReason;
+use crate::model::InterfaceId;
+
+/// The longest message: RFC 6762 section 17.
+const MAX_LEN: usize = 9000;
+/// Shortest question and record in bytes, which bound their number by the length of the message.
+const MIN_QUESTION: usize = 5;
+const MIN_RECORD: usize = 11;
+
+/// What a question or record is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Subject {
+    /// A service, and the instance where there is one.
+    Service(String, Option<String>),
+    /// All service types.
+    ServiceTypes,
+    /// A host.
+    Host(String),
+    /// An address, of a host that the question does not know.
+    Reverse,
+}
+
+/// Returns the labels of a name as text, without the final `local`.
+fn labels(name: &Name) -> Vec<String> {
+    let labels = name
+        .iter()
+        .map(|label| String::from_utf8_lossy(label).into_owned());
+    let mut labels: Vec<String> = labels.collect();
+    if labels.len() > 1
+        && labels
+            .last()
+            .is_some_and(|l| l.eq_ignore_ascii_case("local"))
+    {
+        labels.pop();
+    }
+    labels
+}
+
+fn subject(name: &Name) -> Subject {
+    let labels = labels(name);
+    let is_transport =
+        |label: &str| label.eq_ignore_ascii_case("_tcp") || label.eq_ignore_ascii_case("_udp");
+    let at = labels.iter().rposition(|label| is_transport(label));
+    if let Some(at) = at.filter(|at| *at > 0) {
+        let (Some(service), Some(transport)) = (labels.get(at - 1), labels.get(at)) else {
+            return Subject::ServiceTypes;
+        };
+        if service.eq_ignore_ascii_case("_dns-sd") {
+            return Subject::ServiceTypes;
+        }
+        let before = labels.get(..at - 1).unwrap_or_default();
+        let is_subtype = before
+            .last()
+            .is_some_and(|l| l.eq_ignore_ascii_case("_sub"));
+        let instance = (!before.is_empty() && !is_subtype).then(|| before.join("."));
+        return Subject::Service(format!("{service}.{transport}"), instance);
+    }
+    match labels
+        .last()
+        .is_some_and(|label| label.eq_ignore_ascii_case("arpa"))
+    {
+        true => Subject::Reverse,
+        false => Subject::Host(labels.join(".")),
+    }
+}
+
+fn record_subject(record: &Record) -> Subject {
+    let own = subject(&record.name);
+    let RData::PTR(target) = &record.data else {
+        return own;
+    };
+    match (own, subject(&target.0)) {
+        (Subject::Service(service, None), Subject::Service(_, instance)) => {
+            Subject::Service(service, instance)
+        }
+        (Subject::ServiceTypes, Subject::Service(service, _)) => Subject::Service(service, None),
+        (Subject::Reverse, Subject::Host(host)) => Subject::Host(host),
+        (own, _) => own,
+    }
+}
+
+/// The largest number of hosts, and of instances, that are known.
+const MAX_KNOWN: usize = 4096;
+/// The largest number of services of one host.
+const MAX_SERVICES: usize = 64;
+
+/// Which host offers which service, from the SRV records of each link.
+#[derive(Debug)]
+pub struct ServiceHosts {
+    services: LruCache<(InterfaceId, String), Vec<(String, String)>>,
+    hosts: LruCache<(InterfaceId, String, String), String>,
+}
+
+impl Default for ServiceHosts {
+    fn default() -> Self {
+        let max = NonZeroUsize::new(MAX_KNOWN).unwrap_or(NonZeroUsize::MIN);
+        Self {
+            services: LruCache::new(max),
+            hosts: LruCache::new(max),
+        }
+    }
+}
+
+impl ServiceHosts {
+    /// Learns from the SRV records of a response that arrived on a link.
+    pub fn learn(&mut self, link: InterfaceId, message: &MdnsMessage) {
+        let sections = [
+            &message.0.answers,
+            &message.0.authorities,
+            &message.0.additionals,
+        ];
+        for record in sections.into_iter().flatten() {
+            let RData::SRV(srv) = &record.data else {
+                continue;
+            };
+            let Subject::Service(service, Some(instance)) = subject(&record.name) else {
+                continue;
+            };
+            let Subject::Host(host) = subject(&srv.target) else {
+                continue;
+            };
+            let (service, instance) = (service.to_lowercase(), instance.to_lowercase());
+            let host = host.to_lowercase();
+            let services = self
+                .services
+                .get_or_insert_mut((link, host.clone()), Vec::new);
+            let entry = (service.clone(), instance.clone());
+            if !services.contains(&entry) && services.len() < MAX_SERVICES {
+                services.push(entry);
+            }
+            self.hosts.put((link, service, instance), host);
+        }
+    }
+
+    /// Returns whether a question is about an instance or host that is known on `link` and not on
+    /// `other`.
+    fn is_only_on(&self, link: InterfaceId, other: InterfaceId, query: &Query) -> bool {
+        let is_on = |link| match subject(query.name()) {
+            Subject::Service(service, Some(instance)) => {
+                self.host(link, &service, &instance).is_some()
+            }
+            Subject::Host(host) => !self.services(link, &host).is_empty(),
+            _ => false,
+        };
+        is_on(link) && !is_on(other)
+    }
+
+    fn services(&self, link: InterfaceId, host: &str) -> &[(String, String)] {
+        let services = self.services.peek(&(link, host.to_lowercase()));
+        services.map_or(&[], Vec::as_slice)
+    }
+
+    fn host(&self, link: InterfaceId, service: &str, instance: &str) -> Option<&str> {
+        let key = (link, service.to_lowercase(), instance.to_lowercase());
+        self.hosts.peek(&key).map(String::as_str)
+    }
+}
+
+/// Decides what may cross, and what it becomes. [`MdnsMessage::filter`] asks it.
+pub trait RecordGate {
+    /// Returns why an offer may not cross.
+    fn check_offer(&self, offer: &ServiceOffer<'_>) -> Result<(), WithheldReason>;
+    /// Returns why a question may not cross.
+    fn check_question(&self, offer: &ServiceOffer<'_>) -> Result<(), WithheldReason>;
+    /// Returns the address that an offered address becomes.
+    fn address(&self, address: IpAddr) -> Result<IpAddr, WithheldReason>;
+    /// Returns the port that an offered port becomes.
+    fn port(&self, port: u16, is_tcp: bool) -> Result<u16, WithheldReason>;
+}
+
+/// What a filter did with a question or record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilteredItem {
+    /// Service type, or host name.
+    pub what: String,
+    /// Instance name; empty if there is none.
+    pub instance: String,
+    /// Why it is withheld; `None` if it crosses.
+    pub withheld: Option<WithheldReason>,
+}
+
+/// The part of a message that may cross.
+#[derive(Debug, Clone)]
+pub struct FilteredMessage {
+    /// The message; `None` if nothing of it may cross.
+    pub message: Option<MdnsMessage>,
+    /// What was decided about its questions or records.
+    pub items: Vec<FilteredItem>,
+}
+
+/// A message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MdnsMessage(Message);
+
+impl MdnsMessage {
+    /// Parses a message. Returns `None` if it is malformed, no query or response, or claims more
+    /// records than it can hold.
+    pub fn parse(payload: &[u8]) -> Option<Self> {
+        let header: &[u8; 12] = payload.first_chunk()?;
+        let count = |at: usize| usize::from(u16::from_be_bytes([header[at], header[at + 1]]));
+        let records = count(6) + count(8) + count(10);
+        let least = header.len() + count(4) * MIN_QUESTION + records * MIN_RECORD;
+        if payload.len() > MAX_LEN || payload.len() < least {
+            return None;
+        }
+        let message = Message::from_vec(payload).ok()?;
+        (message.metadata.op_code == OpCode::Query).then_some(Self(message))
+    }
+
+    /// Returns whether this is a response.
+    pub fn is_response(&self) -> bool {
+        self.0.metadata.message_type == MessageType::Response
+    }
+
+    /// Returns the bytes of the message.
+    pub fn to_bytes(&self) -> Option<Vec<u8>> {
+        self.0.to_vec().ok()
+    }
+
+    /// Prepares a question for a link where it is multicast: answers must be multicast too, and known
+    /// answers that follow in other messages do not cross.
+    pub fn make_multicast(&mut self) {
+        self.0.metadata.truncation = false;
+        for query in &mut self.0.queries {
+            query.mdns_unicast_response = false;
+        }
+        if self.is_response() {
+            // RFC 6762 section 6: no questions, and identifier zero (section 18.1).
+            self.0.queries.clear();
+        }
+        self.0.metadata.id = 0;
+    }
+
+    /// Returns the keys of the items of the message: of the questions of a query, or of the records
+    /// of a response.
+    pub fn item_keys(&self) -> Vec<ItemKey> {
+        match self.is_response() {
+            false => self.0.queries.iter().map(question_key).collect(),
+            true => self.records().map(record_key).collect(),
+        }
+    }
+
+    fn records(&self) -> impl Iterator<Item = &Record> {
+        let sections = [&self.0.answers, &self.0.authorities, &self.0.additionals];
+        sections.into_iter().flatten()
+    }
+
+    /// Removes the items for which a function returns true. Returns whether anything remains to be
+    /// sent.
+    pub fn remove_items(&mut self, mut is_removed: impl FnMut(&ItemKey) -> bool) -> bool {
+        let is_response = self.is_response();
+        let message = &mut self.0;
+        match is_response {
+            false => message
+                .queries
+                .retain(|query| !is_removed(&question_key(query))),
+            true => {
+                let sections = [
+                    &mut message.answers,
+                    &mut message.authorities,
+                    &mut message.additionals,
+                ];
+                for section in sections {
+                    section.retain(|record| !is_removed(&record_key(record)));
+                }
+            }
+        }
+        self.has_content()
+    }
+
+    fn has_content(&self) -> bool {
+        match self.is_response() {
+            false => !self.0.queries.is_empty(),
+            true => !self.0.answers.is_empty() || !self.0.additionals.is_empty(),
+        }
+    }
+
+    /// Returns the part that may cross. `hosts` are the known hosts, the link on which the message
+    /// arrived, and the one to which it would cross.
+    ///
+    /// The records of a query are known answers and proposed records (RFC 6762 sections 7.1 and 8.2).
+    /// They cross if `is_known` says that they came from the other side, or as offers of the asker's
+    /// side, about which `asker_gate` decides.
+    pub fn filter(
+        &self,
+        gate: &dyn RecordGate,
+        asker_gate: Option<&dyn RecordGate>,
+        (hosts, link, other): (&ServiceHosts, InterfaceId, InterfaceId),
+        is_known: impl Fn(&ItemKey) -> bool,
+    ) -> FilteredMessage {
+        let (known, hosts) = (hosts, (hosts, link));
+        let mut filtered = self.clone();
+        let mut items = Vec::new();
+        if !self.is_response() {
+            filtered.0.queries.retain(|query| {
+                let mut withheld = check_question(gate, query);
+                if withheld.withheld.is_none() && known.is_only_on(link, other, query) {
+                    withheld.withheld = Some(WithheldReason::OnOwnLink);
+                }
+                items.push(withheld.clone());
+                withheld.withheld.is_none()
+            });
+            let crosses = |record: &mut Record| {
+                is_known(&record_key(record))
+                    || asker_gate.is_some_and(|gate| filter_record(gate, hosts, record).1.is_ok())
+            };
+            filtered.0.answers.retain_mut(crosses);
+            filtered.0.authorities.retain_mut(crosses);
+            filtered.0.additionals.retain_mut(crosses);
+            // A probe says what its sender is about to offer.
+            let proposed = |records: &[Record], query: &Query| {
+                records.iter().any(|record| record.name == query.name)
+            };
+            let (before, after) = (&self.0.authorities, &filtered.0.authorities);
+            let queries = &mut filtered.0.queries;
+            queries.retain(|query| !proposed(before, query) || proposed(after, query));
+        } else {
+            let sections = [
+                &mut filtered.0.answers,
+                &mut filtered.0.authorities,
+                &mut filtered.0.additionals,
+            ];
+            for section in sections {
+                section.retain_mut(|record| {
+                    let (subject, result) = filter_record(gate, hosts, record);
+                    items.push(item(subject, result.err()));
+                    result.is_ok()
+                });
+            }
+        }
+        let has_content = filtered.has_content();
+        FilteredMessage {
+            message: has_content.then_some(filtered),
+            items,
+        }
+    }
+}
+
+/// Identifies a question, or a record with its data.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ItemKey {
+    name: String,
+    kind: u16,
+    /// The data of a record, and whether it is a goodbye (RFC 6762 section 10.1).
+    data: Option<(String, bool)>,
+}
+
+fn question_key(query: &Query) -> ItemKey {
+    ItemKey {
+        name: query.name().to_ascii().to_lowercase(),
+        kind: query.query_type().into(),
+        data: None,
+    }
+}
+
+fn record_key(record: &Record) -> ItemKey {
+    ItemKey {
+        name: record.name.to_ascii().to_lowercase(),
+        kind: record.record_type().into(),
+        data: Some((record.data.to_string(), record.ttl == 0)),
+    }
+}
+
+fn item(subject: Subject, withheld: Option<WithheldReason>) -> FilteredItem {
+    let (what, instance) = match subject {
+        Subject::Service(service, instance) => (service, instance.unwrap_or_default()),
+        Subject::ServiceTypes => ("_services._dns-sd._udp".into(), String::new()),
+        Subject::Host(host) => (host, String::new()),
+        Subject::Reverse => ("arpa".into(), String::new()),
+    };
+    FilteredItem {
+        what,
+        instance,
+        withheld,
+    }
+}
+
+fn check_question(gate: &dyn RecordGate, query: &Query) -> FilteredItem {
+    let subject = subject(query.name());
+    let offer = match &subject {
+        Subject::Service(service, instance) => ServiceOffer {
+            service: Property::Is(service),
+            instance: instance.as_deref().map_or(Property::Unknown, Property::Is),
+            name: Property::Unknown,
+            ..ServiceOffer::default()
+        },
+        Subject::ServiceTypes | Subject::Reverse => ServiceOffer {
+            service: Property::Unknown,
+            instance: Property::Unknown,
+            name: Property::Unknown,
+            ..ServiceOffer::default()
+        },
+        Subject::Host(host) => ServiceOffer {
+            service: Property::Unknown,
+            instance: Property::Unknown,
+            name: Property::Is(host),
+            ..ServiceOffer::default()
+        },
+    };
+    let result = gate.check_question(&offer);
+    item(subject, result.err())
+}
+
+/// Decides about a record, and translates its address or port.
+fn filter_record(
+    gate: &dyn RecordGate,
+    (hosts, link): (&ServiceHosts, InterfaceId),
+    record: &mut Record,
+) -> (Subject, Result<(), WithheldReason>) {
+    let subject = record_subject(record);
+    let result = check_record(gate, hosts, link, &subject).and_then(|()| translate(gate, record));
+    (subject, result)
+}
+
+fn check_record(
+    gate: &dyn RecordGate,
+    hosts: &ServiceHosts,
+    link: InterfaceId,
+    subject: &Subject,
+) -> Result<(), WithheldReason> {
+    match subject {
+        Subject::Service(service, instance) => {
+            let host = instance.as_deref();
+            let host = host.and_then(|instance| hosts.host(link, service, instance));
+            // The list of service types says nothing about an instance.
+            let absent = Property::Unknown;
+            gate.check_offer(&ServiceOffer {
+                service: Property::Is(service),
+                instance: instance.as_deref().map_or(absent, Property::Is),
+                name: host.map_or(Property::Unknown, Property::Is),
+                ..ServiceOffer::default()
+            })
+        }
+        Subject::Host(host) => {
+            let of_host = ServiceOffer {
+                name: Property::Is(host),
+                ..ServiceOffer::default()
+            };
+            let services = hosts.services(link, host);
+            if services.is_empty() {
+                return gate.check_offer(&of_host);
+            }
+            // The addresses of a host are needed for each service that may cross.
+            let mut result = Err(WithheldReason::NotAllowed);
+            for (service, instance) in services {
+                result = gate.check_offer(&ServiceOffer {
+                    service: Property::Is(service),
+                    instance: Property::Is(instance),
+                    ..of_host
+                });
+                if result.is_ok() {
+                    break;
+                }
+            }
+            result
+        }
+        Subject::ServiceTypes | Subject::Reverse => gate.check_offer(&ServiceOffer::default()),
+    }
+}
+
+fn translate(gate: &dyn RecordGate, record: &mut Record) -> Result<(), WithheldReason> {
+    let is_udp = labels(&record.name)
+        .iter()
+        .any(|label| label.eq_ignore_ascii_case("_udp"));
+    match &mut record.data {
+        RData::A(address) => {
+            if let IpAddr::V4(new) = gate.address(address.0.into())? {
+                *address = A(new);
+            }
+        }
+        RData::AAAA(address) => {
+            if let IpAddr::V6(new) = gate.address(address.0.into())? {
+                *address = AAAA(new);
+            }
+        }
+        RData::SRV(srv) => srv.port = gate.port(srv.port, !is_udp)?,
+        _ => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,28 @@
+//! Discovery protocols between networks: a question of one network is asked in others, and the
+//! answers come back to the asker. See docs/discovery.md.
+//!
+//! Everything here is pure: time, links and free ports are arguments. [`relay::DiscoveryRelay`] is the
+//! machine; [`actors::integrations::discovery`](crate::actors::integrations::discovery) owns its
+//! sockets and its clock.
+//!
+//! ```text
+//! protocol, reason ▷ ssdp, ws_discovery, knx, offer ▷ config ▷ link_table ▷ mdns ▷ gate ▷ message
+//!     ▷ askers, repeats, observed ▷ relay
+//! ```
+
+pub mod askers;
+pub mod config;
+pub mod gate;
+pub mod knx;
+pub mod link_table;
+pub mod mdns;
+pub mod message;
+pub mod observed;
+pub mod offer;
+pub mod protocol;
+pub mod reason;
+pub mod relay;
+pub mod relayed_message;
+pub mod repeats;
+pub mod ssdp;
+pub mod ws_discovery;

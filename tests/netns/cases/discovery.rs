@@ -1,0 +1,951 @@
+//! Discovery between a LAN and containers behind a masquerading bridge, as a container engine makes
+//! it: devices are found, and then connected to.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::cases;
+use crate::lab::tun::Tun;
+use crate::lab::{
+    Capture, IpPacket, Lab, LinkEnd, Ns, Program, Router, TIMEOUT, Udp, avahi, connect,
+    connect_to_bridge, eventually, wait_until,
+};
+
+cases!("discovery":
+    #[Iptables] answers_reach_containers_from_the_device,
+    #[Iptables] answers_in_fragments_reach_containers,
+    #[Iptables] ipv6_answers_reach_the_asker,
+    #[Iptables] question_limits_hold,
+    #[Iptables] #[Program("minidlnad", "minidlna")]
+    media_server_is_found_and_read_from_container,
+    #[Iptables] #[Program("wsdd", "wsdd")]
+    ws_discovery_host_is_found_and_read_from_container,
+    #[Iptables] #[Program("avahi-daemon", "avahi-daemon")] #[Python("zeroconf", "python3-zeroconf")]
+    mdns_service_is_found_and_read_from_container,
+    #[Iptables] #[Program("avahi-daemon", "avahi-daemon")] #[Python("zeroconf", "python3-zeroconf")]
+    denied_service_is_not_on_the_wire,
+    #[Iptables] #[Program("avahi-daemon", "avahi-daemon")] #[Python("zeroconf", "python3-zeroconf")]
+    only_allowed_services_cross_and_only_in_their_direction,
+    #[Iptables] #[Program("avahi-daemon", "avahi-daemon")]
+    legacy_question_is_answered_by_unicast,
+    #[Program("avahi-daemon", "avahi-daemon")] #[Python("zeroconf", "python3-zeroconf")]
+    reflectors_in_a_triangle_cause_no_storm,
+    #[Iptables] questions_take_little_longer_than_directly,
+    #[Iptables] broadcasts_of_one_port_cross,
+    #[Iptables] ssdp_policy_withholds_questions_and_answers,
+    #[Iptables] reload_changes_what_crosses,
+    #[Iptables] questions_cross_a_tunnel_without_addresses,
+);
+
+/// A LAN with devices, and a host with containers.
+///
+/// ```text
+///     device 10.0.0.10 -- eth0 \
+///                               lan bridge -- eth0 rtr 10.0.0.1, br0 172.20.0.1 -- c0 172.20.0.2
+///     other  10.0.0.11 -- eth0 /                                                \- c1 172.20.0.3
+/// ```
+///
+/// The host translates the source of what the containers send (masquerade), and forwards nothing else
+/// (`FORWARD` policy DROP). No route leads from the LAN to the containers.
+struct Site {
+    device: Ns,
+    other: Ns,
+    rtr: Ns,
+    containers: Vec<Ns>,
+}
+
+/// A firewall as that of a container engine on a host that admits nothing.
+const FIREWALL: &str = "set -e
+iptables -t nat -A POSTROUTING -s 172.20.0.0/16 -o eth0 -j MASQUERADE
+iptables -P FORWARD DROP
+iptables -A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+iptables -A FORWARD -i br0 -j ACCEPT
+for program in iptables ip6tables; do
+  $program -P INPUT DROP
+  $program -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+  $program -A INPUT -i lo -j ACCEPT
+done
+ip6tables -A INPUT -p ipv6-icmp -j ACCEPT
+";
+
+fn site(lab: &Lab, containers: usize) -> Site {
+    let [device, other, lan, rtr] = ["device", "other", "lan", "rtr"].map(|role| lab.ns(role));
+    lan.ip_batch("link add br0 type bridge mcast_snooping 0\nlink set br0 up\n");
+    connect_to_bridge(&lan, 0, &device, &["10.0.0.10/24", "fd00::10/64"]);
+    connect_to_bridge(&lan, 1, &other, &["10.0.0.11/24", "fd00::11/64"]);
+    connect_to_bridge(&lan, 2, &rtr, &["10.0.0.1/24", "fd00::1/64"]);
+    rtr.ip_batch(
+        "link add br0 type bridge\naddress add 172.20.0.1/16 dev br0\n\
+         address add fd20::1/64 dev br0 nodad\nlink set br0 up\n",
+    );
+    rtr.sysctl("net/ipv4/ip_forward", "1");
+    let firewall = rtr.output("sh", &["-c", FIREWALL]);
+    assert!(firewall.status.success(), "{firewall:?}");
+    let containers = (0..containers).map(|n| {
+        let container = lab.ns(&format!("c{n}"));
+        let port = format!("c{n}");
+        let (v4, v6) = (
+            format!("172.20.0.{}/16", 2 + n),
+            format!("fd20::{}/64", 2 + n),
+        );
+        connect(
+            LinkEnd::new(&rtr, port.as_str(), &[]),
+            LinkEnd::new(&container, "eth0", &[&v4, &v6]),
+        );
+        rtr.ip(&format!("link set {port} master br0"));
+        container.ip("route add default via 172.20.0.1");
+        container
+    });
+    let containers = containers.collect();
+    Site {
+        device,
+        other,
+        rtr,
+        containers,
+    }
+}
+
+/// Returns a `[[discovery]]` between the LAN and the containers.
+fn discovery(protocols: &str, extra: &str) -> String {
+    format!("[[discovery]]\nbetween = [\"eth0\", \"br0\"]\nprotocols = [{protocols}]\n{extra}\n")
+}
+
+/// Starts the router, and waits until it takes part on both links.
+fn start(lab: &Lab, site: &Site, settings: &str) -> Router {
+    let router = Router::start(lab, &site.rtr, settings);
+    let log = |r: &Router| r.program.stderr() + &r.program.stdout();
+    eventually("both links are open", true, || {
+        let log = log(&router);
+        ["eth0", "br0"]
+            .iter()
+            .all(|link| log.contains(&format!("taking part on {link}")))
+    });
+    router
+}
+
+/// A socket of a device: it has joined a group, and answers what it receives.
+struct Device {
+    socket: UdpSocket,
+}
+
+impl Device {
+    fn join(ns: &Ns, group: &str) -> Self {
+        let group: SocketAddr = group.parse().expect("address:port");
+        let index = ns.index("eth0");
+        let socket = ns.enter(|| {
+            let any: IpAddr = match group {
+                SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let socket = UdpSocket::bind((any, group.port())).expect("bind");
+            match group.ip() {
+                IpAddr::V4(group) => {
+                    socket.join_multicast_v4(&group, &"10.0.0.10".parse().expect("address"))
+                }
+                IpAddr::V6(group) => socket.join_multicast_v6(&group, index),
+            }
+            .expect("join");
+            socket.set_nonblocking(true).expect("nonblocking");
+            socket
+        });
+        Self { socket }
+    }
+
+    /// Answers the waiting questions, by `sendto` to the source. Returns these sources.
+    fn answer(&self, answer: &[u8]) -> Vec<SocketAddr> {
+        let mut sources = Vec::new();
+        let mut buffer = [0; 65_536];
+        while let Ok((_, source)) = self.socket.recv_from(&mut buffer) {
+            self.socket.send_to(answer, source).expect("an answer");
+            sources.push(source);
+        }
+        sources
+    }
+}
+
+fn asker(ns: &Ns, address: &str) -> UdpSocket {
+    ns.enter(|| {
+        let socket = UdpSocket::bind(address).expect("bind");
+        socket.set_nonblocking(true).expect("nonblocking");
+        socket
+    })
+}
+
+fn answers(socket: &UdpSocket) -> Vec<(Vec<u8>, SocketAddr)> {
+    let mut buffer = [0; 65_536];
+    let receive = || {
+        let (len, source) = socket.recv_from(&mut buffer).ok()?;
+        Some((buffer[..len].to_vec(), source))
+    };
+    std::iter::from_fn(receive).collect()
+}
+
+const SEARCH: &[u8] = b"M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\nST: ssdp:all\r\n\r\n";
+const FOUND: &[u8] = b"HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=1800\r\nST: upnp:rootdevice\r\nUSN: uuid:1::upnp:rootdevice\r\nLOCATION: http://10.0.0.10:8200/rootDesc.xml\r\n\r\n";
+
+fn probe(id: u32) -> String {
+    format!(
+        "<?xml version=\"1.0\" encoding=\"utf-8\"?><e:Envelope xmlns:e=\"http://www.w3.org/2003/05/soap-envelope\" \
+         xmlns:w=\"http://schemas.xmlsoap.org/ws/2004/08/addressing\" \
+         xmlns:d=\"http://schemas.xmlsoap.org/ws/2005/04/discovery\" xmlns:wsdp=\"http://schemas.xmlsoap.org/ws/2006/02/devprof\"><e:Header>\
+         <w:MessageID>urn:uuid:84ede3de-7dec-11d0-c360-f0123456{id:04x}</w:MessageID>\
+         <w:To>urn:schemas-xmlsoap-org:ws:2005:04:discovery</w:To>\
+         <w:Action>http://schemas.xmlsoap.org/ws/2005/04/discovery/Probe</w:Action></e:Header>\
+         <e:Body><d:Probe><d:Types>wsdp:Device</d:Types></d:Probe></e:Body></e:Envelope>"
+    )
+}
+
+/// The answer to [`probe`].
+fn probe_match() -> String {
+    probe(0)
+        .replace("<d:Probe>", "<d:ProbeMatches><d:ProbeMatch>")
+        .replace(
+            "</d:Probe>",
+            "<d:XAddrs>http://10.0.0.10:5357/x</d:XAddrs></d:ProbeMatch></d:ProbeMatches>",
+        )
+}
+
+/// The case from the field: a container asks by multicast, and the device answers to the source that
+/// it sees. Every answer arrives, and comes from the device, on a host that forwards and admits
+/// nothing.
+fn answers_reach_containers_from_the_device(lab: &Lab) {
+    let site = site(lab, 2);
+    let router = start(lab, &site, &discovery("\"ssdp\", \"ws-discovery\"", ""));
+    let devices =
+        [(1900, FOUND.to_vec()), (3702, probe_match().into_bytes())].map(|(port, answer)| {
+            (
+                Device::join(&site.device, &format!("239.255.255.250:{port}")),
+                port,
+                answer,
+            )
+        });
+    const ROUNDS: usize = 10;
+    let mut expected = [0; 2];
+    let mut received = [0; 2];
+    let mut sources = BTreeSet::new();
+    for round in 0..ROUNDS {
+        for (n, container) in site.containers.iter().enumerate() {
+            for (device, port, answer) in &devices {
+                let socket = asker(container, "0.0.0.0:0");
+                let question = match port {
+                    1900 => SEARCH.to_vec(),
+                    _ => probe(round as u32 * 16 + n as u32).into_bytes(),
+                };
+                // Repeated searches of one sender are limited, as those of a reflector.
+                let question = [question, format!("\r\nX: {round}").into_bytes()].concat();
+                let question = if *port == 1900 {
+                    question
+                } else {
+                    probe(round as u32).into_bytes()
+                };
+                socket
+                    .send_to(&question, ("239.255.255.250", *port))
+                    .expect("a question");
+                expected[n] += 1;
+                let mut all = Vec::new();
+                wait_until(TIMEOUT, || {
+                    sources.extend(device.answer(answer));
+                    all.extend(answers(&socket));
+                    !all.is_empty()
+                });
+                for (payload, source) in &all {
+                    assert_eq!(payload, answer);
+                    assert_eq!(*source, SocketAddr::from(([10, 0, 0, 10], *port)));
+                }
+                received[n] += all.len();
+            }
+        }
+    }
+    assert_eq!(received, expected, "answers of {ROUNDS} rounds");
+    assert!(
+        sources
+            .iter()
+            .all(|s| s.ip() == IpAddr::from([10, 0, 0, 1])),
+        "{sources:?}"
+    );
+    assert!(
+        sources.iter().all(|s| (61_440..61_952).contains(&s.port())),
+        "{sources:?}"
+    );
+    let sent = |kind: &str| router.metric("mcastor_discovery_messages_total", &[("kind", kind)]);
+    assert_eq!(sent("answer"), 4.0 * ROUNDS as f64);
+}
+
+/// ONVIF cameras answer with kilobytes.
+fn answers_in_fragments_reach_containers(lab: &Lab) {
+    let site = site(lab, 1);
+    // The kernel reassembles such an answer, so its firewall must admit it.
+    let words = "-A INPUT -p udp --dport 61440:61951 -j ACCEPT";
+    let words: Vec<&str> = words.split(' ').collect();
+    assert!(site.rtr.output("iptables", &words).status.success());
+    let _router = start(lab, &site, &discovery("\"239.1.2.3:5000\"", ""));
+    let device = Device::join(&site.device, "239.1.2.3:5000");
+    let socket = asker(&site.containers[0], "0.0.0.0:0");
+    let answer: Vec<u8> = (0..4000u32).map(|n| n as u8).collect();
+    socket
+        .send_to(b"question", "239.1.2.3:5000")
+        .expect("a question");
+    let mut received = Vec::new();
+    let arrived = wait_until(TIMEOUT, || {
+        device.answer(&answer);
+        received.extend(answers(&socket));
+        !received.is_empty()
+    });
+    assert!(arrived);
+    assert_eq!(
+        received,
+        [(answer, "10.0.0.10:5000".parse().expect("address"))]
+    );
+}
+
+/// Both directions with IPv6: the answer comes from the address of the device.
+fn ipv6_answers_reach_the_asker(lab: &Lab) {
+    let site = site(lab, 1);
+    let _router = start(lab, &site, &discovery("\"ssdp\"", ""));
+    let device = Device::join(&site.device, "[ff05::c]:1900");
+    let container = &site.containers[0];
+    let socket = asker(container, "[fd20::2]:0");
+    let index = container.index("eth0");
+    let socket = socket2::Socket::from(socket);
+    socket
+        .set_multicast_if_v6(index)
+        .expect("IPV6_MULTICAST_IF");
+    let socket = UdpSocket::from(socket);
+    socket
+        .send_to(SEARCH, "[ff05::c]:1900")
+        .expect("a question");
+    let found = String::from_utf8_lossy(FOUND).replace("10.0.0.10", "[fd00::10]");
+    let mut received = Vec::new();
+    let arrived = wait_until(TIMEOUT, || {
+        device.answer(found.as_bytes());
+        received.extend(answers(&socket));
+        !received.is_empty()
+    });
+    assert!(arrived);
+    assert_eq!(received[0].1, "[fd00::10]:1900".parse().expect("address"));
+}
+
+/// One asker cannot take all ports: its further questions are counted, and others are still served.
+fn question_limits_hold(lab: &Lab) {
+    let site = site(lab, 2);
+    let limits = "limits = { questions_per_asker = 8, messages_per_second = 10000 }";
+    let router = start(lab, &site, &discovery("\"239.1.2.3:5000\"", limits));
+    let device = Device::join(&site.device, "239.1.2.3:5000");
+    let greedy: Vec<UdpSocket> = (0..50)
+        .map(|_| asker(&site.containers[0], "0.0.0.0:0"))
+        .collect();
+    for (n, socket) in greedy.iter().enumerate() {
+        socket
+            .send_to(&[n as u8], "239.1.2.3:5000")
+            .expect("a question");
+    }
+    let labels = [("reason", "asker_limit"), ("protocol", "group")];
+    router.expect_metric("mcastor_discovery_withheld_total", &labels, 42);
+    let other = asker(&site.containers[1], "0.0.0.0:0");
+    other
+        .send_to(b"other", "239.1.2.3:5000")
+        .expect("a question");
+    eventually("the other asker has its answer", 1, || {
+        device.answer(b"answer");
+        answers(&other).len()
+    });
+    let mut answered = vec![false; greedy.len()];
+    let mut count_answered = || {
+        for (answered, socket) in answered.iter_mut().zip(&greedy) {
+            *answered |= !answers(socket).is_empty();
+        }
+        answered.iter().filter(|answered| **answered).count()
+    };
+    eventually("the first questions have answers", 8, &mut count_answered);
+    assert_eq!(count_answered(), 8);
+}
+
+/// Reads a document over HTTP, as a client does that has found its URL. Returns it with its header.
+fn http_get(ns: &Ns, url: &str) -> String {
+    let rest = url
+        .strip_prefix("http://")
+        .unwrap_or_else(|| panic!("a URL: {url}"));
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    ns.enter(|| {
+        let mut stream = TcpStream::connect(host).unwrap_or_else(|e| panic!("{host}: {e}"));
+        write!(stream, "GET /{path} HTTP/1.0\r\nHost: {host}\r\n\r\n").expect("a request");
+        let mut text = Vec::new();
+        stream.read_to_end(&mut text).expect("an answer");
+        String::from_utf8_lossy(&text).into_owned()
+    })
+}
+
+/// minidlna on the LAN, and a container that searches: the URL of the answer leads to the description
+/// of the media server.
+fn media_server_is_found_and_read_from_container(lab: &Lab) {
+    let site = site(lab, 1);
+    let _router = start(lab, &site, &discovery("\"ssdp\"", ""));
+    let folder = lab.file("minidlna");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let folder = folder.display();
+    let conf = lab.file("minidlna.conf");
+    let text = format!(
+        "media_dir={folder}\ndb_dir={folder}\nlog_dir={folder}\nfriendly_name=shelf\nport=8200\n\
+         network_interface=eth0\ninotify=no\nnotify_interval=2\n"
+    );
+    std::fs::write(&conf, text).expect("settings");
+    let conf = conf.display().to_string();
+    let pid = format!("{folder}/pid");
+    let _server = site
+        .device
+        .spawn(lab, "minidlnad", &["-S", "-f", &conf, "-P", &pid]);
+    let container = &site.containers[0];
+    let target = "urn:schemas-upnp-org:device:MediaServer:1";
+    let search = String::from_utf8_lossy(SEARCH).replace("ssdp:all", target);
+    let mut round = 0;
+    let mut found = None;
+    wait_until(TIMEOUT, || {
+        round += 1;
+        let socket = asker(container, "0.0.0.0:0");
+        let search = format!("{search}X: {round}");
+        socket
+            .send_to(search.as_bytes(), "239.255.255.250:1900")
+            .expect("a question");
+        wait_until(Duration::from_secs(2), || {
+            found = answers(&socket).pop();
+            found.is_some()
+        })
+    });
+    let (answer, source) = found.expect("an answer");
+    assert_eq!(source, "10.0.0.10:1900".parse().expect("address"));
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let url = answer
+        .lines()
+        .find_map(|line| line.strip_prefix("LOCATION:"))
+        .expect("a URL")
+        .trim();
+    assert!(url.starts_with("http://10.0.0.10:8200/"), "{url}");
+    let description = http_get(container, url);
+    assert!(description.contains("<friendlyName>shelf"), "{description}");
+}
+
+/// wsdd on the LAN: a container probes, and reads the metadata at the address of the answer.
+fn ws_discovery_host_is_found_and_read_from_container(lab: &Lab) {
+    let site = site(lab, 1);
+    let _router = start(lab, &site, &discovery("\"ws-discovery\"", ""));
+    let _host = site
+        .device
+        .spawn(lab, "wsdd", &["-4", "-i", "eth0", "-n", "shelf"]);
+    let container = &site.containers[0];
+    let mut id = 0;
+    let mut found = None;
+    wait_until(TIMEOUT, || {
+        id += 1;
+        let socket = asker(container, "0.0.0.0:0");
+        socket
+            .send_to(probe(id).as_bytes(), "239.255.255.250:3702")
+            .expect("a probe");
+        wait_until(Duration::from_secs(1), || {
+            found = answers(&socket).pop();
+            found.is_some()
+        })
+    });
+    let (answer, source) = found.expect("an answer");
+    assert_eq!(source.ip(), IpAddr::from([10, 0, 0, 10]));
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    assert!(answer.contains("ProbeMatches"), "{answer}");
+    // wsdd gives its address only after a Resolve; its port is that of the protocol.
+    let reached = container.enter(|| TcpStream::connect("10.0.0.10:5357").is_ok());
+    assert!(reached);
+}
+
+/// Finds services with python3-zeroconf: prints what it finds, and reads from each service.
+const BROWSE: &str = r#"
+import socket, sys, time
+from zeroconf import Zeroconf, ServiceBrowser
+address, kinds = sys.argv[1], sys.argv[2:]
+class Listener:
+    def add_service(self, zeroconf, kind, name):
+        print("found", name, flush=True)
+        names.append((kind, name))
+    update_service = lambda *_: None
+    remove_service = lambda *_: None
+names = []
+zeroconf = Zeroconf(interfaces=[address])
+browsers = [ServiceBrowser(zeroconf, kind, Listener()) for kind in kinds]
+while True:
+    while names:
+        kind, name = names.pop()
+        info = zeroconf.get_service_info(kind, name, timeout=5000)
+        if info is None:
+            names.append((kind, name))
+            continue
+        where = info.parsed_addresses()[0]
+        try:
+            text = socket.create_connection((where, info.port), 5).recv(100).decode()
+        except OSError as error:
+            text = str(error)
+        print("read", name, where, info.port, text, flush=True)
+    time.sleep(0.05)
+"#;
+
+pub(super) fn browse(lab: &Lab, ns: &Ns, address: &str, kinds: &[&str]) -> Program {
+    let script = lab.file("browse.py");
+    std::fs::write(&script, BROWSE).expect("a script");
+    let mut words = vec![Path::to_str(&script).expect("a path"), address];
+    words.extend(kinds);
+    ns.spawn(lab, "/usr/bin/python3", &words)
+}
+
+/// Serves a text to each connection, until the test ends.
+pub(super) fn serve(ns: &Ns, port: u16, text: &'static str) {
+    let listener = ns.enter(|| TcpListener::bind(("0.0.0.0", port)).expect("bind"));
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let _ = stream.write_all(text.as_bytes());
+        }
+    });
+}
+
+/// Returns the payloads of the UDP packets to port 5353 that arrived, as text.
+fn mdns_arrived(capture: &Capture) -> Vec<String> {
+    let frames = capture.frames();
+    let incoming = frames.iter().filter(|frame| !frame.outgoing);
+    let texts = incoming.filter(|f| f.bytes.windows(2).any(|w| w == 5353u16.to_be_bytes()));
+    texts
+        .map(|f| String::from_utf8_lossy(&f.bytes).into_owned())
+        .collect()
+}
+
+/// Returns the messages of mDNS with any record that arrived, as text.
+fn mdns_offers(capture: &Capture) -> Vec<String> {
+    let frames = capture.frames();
+    let incoming = frames.iter().filter(|frame| !frame.outgoing);
+    let messages = incoming.filter_map(|frame| {
+        let is_v4 = frame.bytes.get(12..14)? == [8, 0];
+        let udp = frame.bytes.get(if is_v4 { 34 } else { 54 }..)?;
+        let is_mdns = udp.get(2..4)? == 5353u16.to_be_bytes();
+        // The numbers of answers, authorities and additionals.
+        let has_records = udp.get(14..20)?.iter().any(|byte| *byte != 0);
+        (is_mdns && has_records).then(|| String::from_utf8_lossy(udp).into_owned())
+    });
+    messages.collect()
+}
+
+const HTTP: (&str, &str, u16) = ("shelf", "_http._tcp", 8000);
+const SSH: (&str, &str, u16) = ("vault", "_ssh._tcp", 2222);
+
+/// avahi on the LAN, zeroconf in a container: the service is found, resolved, and read.
+fn mdns_service_is_found_and_read_from_container(lab: &Lab) {
+    let site = site(lab, 1);
+    let router = start(lab, &site, &discovery("\"mdns\"", ""));
+    serve(&site.device, 8000, "books");
+    let _avahi = avahi::start(lab, &site.device, "shelf", &["eth0"], &[HTTP], false);
+    let browser = browse(
+        lab,
+        &site.containers[0],
+        "172.20.0.2",
+        &["_http._tcp.local."],
+    );
+    let read = "read shelf._http._tcp.local. 10.0.0.10 8000 books";
+    assert!(
+        wait_until(TIMEOUT, || browser.stdout().contains(read)),
+        "{}",
+        browser.stdout()
+    );
+    let shown = router.run("show discovery");
+    for part in ["shelf (_http._tcp)", "10.0.0.10", "mdns: answers relay"] {
+        assert!(shown.contains(part), "{shown}");
+    }
+}
+
+/// A denied service is found on neither side of the wire: no record about it reaches the containers,
+/// and no question for it the LAN. The host's other service is found and read.
+fn denied_service_is_not_on_the_wire(lab: &Lab) {
+    let site = site(lab, 1);
+    let deny = "deny = [{ service = \"_ssh._tcp\" }]";
+    let router = start(lab, &site, &discovery("\"mdns\"", deny));
+    serve(&site.device, 8000, "books");
+    let inside = Capture::new(&site.containers[0], "eth0");
+    let lan = Capture::new(&site.other, "eth0");
+    let _avahi = avahi::start(lab, &site.device, "shelf", &["eth0"], &[HTTP, SSH], false);
+    let kinds = ["_ssh._tcp.local.", "_http._tcp.local."];
+    let browser = browse(lab, &site.containers[0], "172.20.0.2", &kinds);
+    let read = "read shelf._http._tcp.local. 10.0.0.10 8000 books";
+    assert!(
+        wait_until(TIMEOUT, || browser.stdout().contains(read)),
+        "{}",
+        browser.stdout()
+    );
+    let withheld = |kind| {
+        let labels = [("kind", kind), ("reason", "denied")];
+        router.metric("mcastor_discovery_withheld_total", &labels)
+    };
+    assert!(wait_until(TIMEOUT, || withheld("question") > 0.0
+        && withheld("announcement") > 0.0));
+    assert!(!browser.stdout().contains("vault"));
+    let secret = |text: &&String| text.contains("_ssh") || text.contains("vault");
+    let (inside, lan) = (mdns_arrived(&inside), mdns_arrived(&lan));
+    assert!(
+        inside.iter().any(|text| text.contains("_http")),
+        "{} packets",
+        inside.len()
+    );
+    assert_eq!(
+        inside.iter().filter(secret).count(),
+        0,
+        "of {} packets",
+        inside.len()
+    );
+    // On the LAN, only the device itself says anything about it.
+    let from_router = lan
+        .iter()
+        .filter(secret)
+        .filter(|text| !text.contains("vault"));
+    assert_eq!(from_router.count(), 0, "of {} packets", lan.len());
+}
+
+/// With `allow`, nothing else crosses, and nothing in the other direction.
+fn only_allowed_services_cross_and_only_in_their_direction(lab: &Lab) {
+    let site = site(lab, 1);
+    let container = &site.containers[0];
+    let allow = "allow = [{ service = \"_http._tcp\", from = \"eth0\", to = \"br0\" }]";
+    let _router = start(lab, &site, &discovery("\"mdns\"", allow));
+    serve(&site.device, 8000, "books");
+    let inside = Capture::new(container, "eth0");
+    let lan = Capture::new(&site.other, "eth0");
+    let services = [("hidden", "_http._tcp", 9000)];
+    let _avahi = avahi::start(lab, &site.device, "shelf", &["eth0"], &[HTTP, SSH], false);
+    let _inner = avahi::start(lab, container, "inner", &["eth0"], &services, false);
+    let kinds = ["_ssh._tcp.local.", "_http._tcp.local."];
+    let browser = browse(lab, container, "172.20.0.2", &kinds);
+    let outer = browse(lab, &site.other, "10.0.0.11", &["_http._tcp.local."]);
+    let read = "read shelf._http._tcp.local. 10.0.0.10 8000 books";
+    for browser in [&browser, &outer] {
+        assert!(
+            wait_until(TIMEOUT, || browser.stdout().contains(read)),
+            "{}",
+            browser.stdout()
+        );
+    }
+    assert!(!outer.stdout().contains("hidden"), "{}", outer.stdout());
+    let inside = mdns_arrived(&inside);
+    let count = |texts: &[String], word: &str| texts.iter().filter(|t| t.contains(word)).count();
+    assert_eq!((count(&inside, "vault"), count(&inside, "_ssh")), (0, 0));
+    // The browser may ask the LAN for the instance before its SRV record is known here. Nothing offers
+    // it there: neither a response nor a probe.
+    let lan = mdns_offers(&lan);
+    let secret = lan
+        .iter()
+        .filter(|text| text.contains("hidden") || text.contains("inner"));
+    assert_eq!(secret.count(), 0, "of {} packets", lan.len());
+}
+
+/// A question from another port than 5353 is answered by unicast (RFC 6762 section 6.7), with the
+/// identifier of the question.
+fn legacy_question_is_answered_by_unicast(lab: &Lab) {
+    let site = site(lab, 1);
+    let _router = start(lab, &site, &discovery("\"mdns\"", ""));
+    let _avahi = avahi::start(lab, &site.device, "shelf", &["eth0"], &[HTTP], false);
+    let mut question = vec![0x12, 0x34, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    question.extend(b"\x05_http\x04_tcp\x05local\x00\x00\x0c\x00\x01");
+    let socket = asker(&site.containers[0], "0.0.0.0:0");
+    let mut received = Vec::new();
+    let mut asked = Instant::now() - TIMEOUT;
+    let arrived = wait_until(TIMEOUT, || {
+        // avahi answers when it has probed for its names.
+        if asked.elapsed() > Duration::from_secs(1) {
+            socket
+                .send_to(&question, "224.0.0.251:5353")
+                .expect("a question");
+            asked = Instant::now();
+        }
+        received.extend(answers(&socket));
+        !received.is_empty()
+    });
+    assert!(arrived);
+    let (answer, source) = &received[0];
+    assert_eq!(*source, "10.0.0.10:5353".parse().expect("address"));
+    assert_eq!(answer[..2], [0x12, 0x34]);
+    assert!(String::from_utf8_lossy(answer).contains("shelf"));
+}
+
+/// Three reflectors of two makes in a triangle: mcastor between A and B and between C and A, avahi
+/// between B and C. A service of A is found on C, and few packets circulate.
+fn reflectors_in_a_triangle_cause_no_storm(lab: &Lab) {
+    let [server, client, lan, r1, r2, r3] =
+        ["server", "client", "lan", "r1", "r2", "r3"].map(|role| lab.ns(role));
+    for (n, name) in ["br0", "br1", "br2"].iter().enumerate() {
+        lan.ip_batch(&format!(
+            "link add {name} type bridge mcast_snooping 0\nlink set {name} up\n"
+        ));
+        let ends: [(&Ns, &str, u8); 3] = match n {
+            0 => [(&server, "eth0", 10), (&r1, "e0", 1), (&r3, "e1", 3)],
+            1 => [(&r1, "e1", 1), (&r2, "e0", 2), (&lan, "unused", 9)],
+            _ => [(&r2, "e1", 2), (&r3, "e0", 3), (&client, "eth0", 11)],
+        };
+        for (at, (ns, iface, host)) in ends.iter().enumerate().filter(|(_, e)| e.1 != "unused") {
+            let port = format!("p{n}{at}");
+            let address = format!("10.0.{n}.{host}/24");
+            connect(
+                LinkEnd::new(&lan, port.as_str(), &[]),
+                LinkEnd::new(ns, *iface, &[&address]),
+            );
+            lan.ip(&format!("link set {port} master {name}"));
+        }
+    }
+    let captures = [
+        Capture::new(&server, "eth0"),
+        Capture::new(&r2, "e0"),
+        Capture::new(&client, "eth0"),
+    ];
+    let settings = "[[discovery]]\nbetween = [\"e0\", \"e1\"]\nprotocols = [\"mdns\"]\n";
+    let _mcastor = [&r1, &r3].map(|ns| Router::start(lab, ns, settings));
+    let _reflector = avahi::start(lab, &r2, "middle", &["e0", "e1"], &[], true);
+    let _service = avahi::start(lab, &server, "shelf", &["eth0"], &[HTTP], false);
+    let browser = browse(lab, &client, "10.0.2.11", &["_http._tcp.local."]);
+    let found = "found shelf._http._tcp.local.";
+    assert!(
+        wait_until(TIMEOUT, || browser.stdout().contains(found)),
+        "{}",
+        browser.stdout()
+    );
+    // What was said at the start has ended; from now on, hosts ask rarely.
+    let count = || {
+        captures.each_ref().map(|capture| {
+            capture
+                .take_new()
+                .iter()
+                .filter(|f| f.bytes.windows(2).any(|w| w == 5353u16.to_be_bytes()))
+                .count()
+        })
+    };
+    let mut quiet = [usize::MAX; 3];
+    let is_quiet = wait_until(TIMEOUT, || {
+        count();
+        std::thread::sleep(Duration::from_secs(2));
+        quiet = count();
+        quiet.iter().all(|packets| *packets <= 40)
+    });
+    println!("packets on each link in 2 s: {quiet:?}");
+    assert!(is_quiet, "packets on each link in 2 s: {quiet:?}");
+}
+
+/// Times questions and answers: directly on the LAN, and from a container through the router.
+fn questions_take_little_longer_than_directly(lab: &Lab) {
+    let site = site(lab, 1);
+    let limits = "limits = { messages_per_second = 10000, questions_per_asker = 400 }";
+    let _router = start(lab, &site, &discovery("\"239.1.2.3:5000\"", limits));
+    let device = Device::join(&site.device, "239.1.2.3:5000");
+    let median = |ns: &Ns, address: &str| {
+        let socket = asker(ns, address);
+        let mut times: Vec<Duration> = (0..200u32)
+            .map(|n| {
+                let started = Instant::now();
+                socket
+                    .send_to(&n.to_be_bytes(), "239.1.2.3:5000")
+                    .expect("a question");
+                let end = started + TIMEOUT;
+                while answers(&socket).is_empty() {
+                    device.answer(b"answer");
+                    assert!(Instant::now() < end, "question {n} has no answer");
+                }
+                started.elapsed()
+            })
+            .collect();
+        times.sort();
+        times[times.len() / 2]
+    };
+    let (direct, routed) = (
+        median(&site.other, "10.0.0.11:0"),
+        median(&site.containers[0], "172.20.0.2:0"),
+    );
+    println!("median of 200 questions: {direct:?} directly, {routed:?} through the router");
+    assert!(
+        routed < direct + Duration::from_millis(50),
+        "{direct:?}, {routed:?}"
+    );
+}
+
+/// HDHomeRun and others: a broadcast to one port crosses, and its answer comes back; other ports do
+/// not.
+fn broadcasts_of_one_port_cross(lab: &Lab) {
+    let site = site(lab, 1);
+    let router = start(lab, &site, &discovery("\"broadcast:65001\"", ""));
+    let device = site
+        .device
+        .enter(|| UdpSocket::bind("0.0.0.0:65001").expect("bind"));
+    device.set_nonblocking(true).expect("nonblocking");
+    let device = Device { socket: device };
+    let other_port = asker(&site.device, "0.0.0.0:65002");
+    let socket = asker(&site.containers[0], "0.0.0.0:0");
+    socket.set_broadcast(true).expect("SO_BROADCAST");
+    socket
+        .send_to(b"other", "172.20.255.255:65002")
+        .expect("a broadcast");
+    socket
+        .send_to(b"question", "172.20.255.255:65001")
+        .expect("a broadcast");
+    let mut received = Vec::new();
+    let arrived = wait_until(TIMEOUT, || {
+        device.answer(b"tuner");
+        received.extend(answers(&socket));
+        !received.is_empty()
+    });
+    assert!(arrived);
+    assert_eq!(
+        received,
+        [(
+            b"tuner".to_vec(),
+            "10.0.0.10:65001".parse().expect("address")
+        )]
+    );
+    assert!(answers(&other_port).is_empty());
+    let sent = router.metric(
+        "mcastor_discovery_messages_total",
+        &[("protocol", "broadcast")],
+    );
+    assert_eq!(sent, 2.0);
+}
+
+/// A rule on the search target withholds questions that no allowed device would answer, and answers
+/// of other devices; a rule on the device withholds the answers of one.
+fn ssdp_policy_withholds_questions_and_answers(lab: &Lab) {
+    let site = site(lab, 1);
+    let policy = "allow = [{ st = \"urn:*:MediaServer:*\" }]\ndeny = [{ device = \"10.0.0.11\" }]";
+    let router = start(lab, &site, &discovery("\"ssdp\"", policy));
+    let server = Device::join(&site.device, "239.255.255.250:1900");
+    let denied = site.other.enter(|| {
+        let socket = UdpSocket::bind("0.0.0.0:1900").expect("bind");
+        let (group, own) = ([239, 255, 255, 250].into(), [10, 0, 0, 11].into());
+        socket.join_multicast_v4(&group, &own).expect("join");
+        socket.set_nonblocking(true).expect("nonblocking");
+        Device { socket }
+    });
+    let answer = |st: &str| String::from_utf8_lossy(FOUND).replace("upnp:rootdevice", st);
+    let target = "urn:schemas-upnp-org:device:MediaServer:1";
+    let socket = asker(&site.containers[0], "0.0.0.0:0");
+    let ask = |st: &str| {
+        let question = String::from_utf8_lossy(SEARCH).replace("ssdp:all", st);
+        socket
+            .send_to(question.as_bytes(), "239.255.255.250:1900")
+            .expect("a question");
+    };
+    let withheld = |reason: &str, kind: &str| {
+        let labels = [("reason", reason), ("kind", kind)];
+        router.metric("mcastor_discovery_withheld_total", &labels)
+    };
+    ask("urn:schemas-upnp-org:device:Printer:1");
+    eventually("the other question is withheld", 1.0, || {
+        withheld("not_allowed", "question")
+    });
+    ask("ssdp:all");
+    // Both devices answer twice: with another target, and with the allowed one.
+    let mut sources = [Vec::new(), Vec::new()];
+    let asked = wait_until(TIMEOUT, || {
+        sources[0].extend(server.answer(answer("upnp:rootdevice").as_bytes()));
+        sources[1].extend(denied.answer(answer(target).as_bytes()));
+        sources.iter().all(|sources| !sources.is_empty())
+    });
+    assert!(asked);
+    server
+        .socket
+        .send_to(answer(target).as_bytes(), sources[0][0])
+        .expect("an answer");
+    let mut received = Vec::new();
+    let arrived = wait_until(TIMEOUT, || {
+        received.extend(answers(&socket));
+        !received.is_empty()
+    });
+    assert!(arrived);
+    eventually("the denied answer", 1.0, || withheld("denied", "answer"));
+    eventually("the other answer", 1.0, || {
+        withheld("not_allowed", "answer")
+    });
+    received.extend(answers(&socket));
+    let from: Vec<SocketAddr> = received.iter().map(|(_, source)| *source).collect();
+    assert_eq!(from, ["10.0.0.10:1900".parse().expect("address")]);
+    assert_eq!(sources.map(|sources| sources.len()), [1, 1]);
+}
+
+/// A reload applies new rules, starts discovery, and ends it.
+fn reload_changes_what_crosses(lab: &Lab) {
+    let site = site(lab, 1);
+    let router = start(lab, &site, &discovery("\"239.1.2.3:5000\"", ""));
+    let device = Device::join(&site.device, "239.1.2.3:5000");
+    let is_answered = |text: &str| {
+        let socket = asker(&site.containers[0], "0.0.0.0:0");
+        socket
+            .send_to(text.as_bytes(), "239.1.2.3:5000")
+            .expect("a question");
+        wait_until(Duration::from_millis(500), || {
+            device.answer(b"answer");
+            !answers(&socket).is_empty()
+        })
+    };
+    let mut n = 0;
+    let mut eventually_answered = |expected: bool| {
+        eventually("answered", expected, || {
+            n += 1;
+            is_answered(&format!("{n}"))
+        });
+    };
+    eventually_answered(true);
+    for (settings, expected) in [
+        (
+            discovery("\"239.1.2.3:5000\"", "deny = [{ from = \"eth0\" }]"),
+            false,
+        ),
+        (discovery("\"239.1.2.3:5000\"", ""), true),
+        (String::new(), false),
+        (discovery("\"239.1.2.3:5000\"", ""), true),
+    ] {
+        router.write_settings(&settings);
+        router.run("reload");
+        eventually_answered(expected);
+    }
+    // No route forwards the packet itself, so the command fails.
+    let explained = router
+        .try_run("explain --iif br0 172.20.0.2 239.1.2.3:5000")
+        .stdout;
+    let explained = String::from_utf8_lossy(&explained).into_owned();
+    assert!(
+        explained.contains("relays 239.1.2.3:5000 messages"),
+        "{explained}"
+    );
+}
+
+/// A VPN: the far end of a tun interface asks, and has the answer of a device of the LAN.
+fn questions_cross_a_tunnel_without_addresses(lab: &Lab) {
+    let site = site(lab, 0);
+    let tun = Tun::new(&site.rtr, "vpn0");
+    site.rtr.ip("address add 10.9.0.1/24 dev vpn0");
+    site.rtr.ip("link set vpn0 up");
+    let settings = "[[discovery]]\nfrom = [\"eth0\"]\nto = [\"vpn0\"]\nprotocols = [\"ssdp\"]\n";
+    let router = Router::start(lab, &site.rtr, settings);
+    eventually("the tunnel is open", true, || {
+        (router.program.stderr() + &router.program.stdout()).contains("taking part on vpn0")
+    });
+    let device = Device::join(&site.device, "239.255.255.250:1900");
+    let question = Udp::new("10.9.0.2:4000", "239.255.255.250:1900", SEARCH)
+        .ttl(2)
+        .frame();
+    tun.write(&question[14..]);
+    let mut answer = None;
+    let arrived = wait_until(TIMEOUT, || {
+        device.answer(FOUND);
+        let packets = tun.read();
+        let packets = packets
+            .iter()
+            .filter_map(|p| IpPacket::parse(&[&[0; 12], &[8, 0][..], p].concat()));
+        answer = packets
+            .into_iter()
+            .find(|p| p.dst == IpAddr::from([10, 9, 0, 2]));
+        answer.is_some()
+    });
+    assert!(arrived);
+    let answer = answer.expect("an answer");
+    assert_eq!(
+        (answer.src, answer.payload()),
+        (IpAddr::from([10, 0, 0, 10]), FOUND)
+    );
+    assert!(answer.udp_ok());
+}
