@@ -708,7 +708,8 @@ fn reflectors_in_a_triangle_cause_no_storm(lab: &Lab) {
         "{}",
         browser.stdout()
     );
-    // What was said at the start has ended; from now on, hosts ask rarely.
+    // What was said at the start has ended; from now on, hosts ask rarely. If nothing recognised
+    // repetitions, the same messages would circulate without end: 39 on each link in 2 s.
     let count = || {
         captures.each_ref().map(|capture| {
             capture
@@ -723,7 +724,7 @@ fn reflectors_in_a_triangle_cause_no_storm(lab: &Lab) {
         count();
         std::thread::sleep(Duration::from_secs(2));
         quiet = count();
-        quiet.iter().all(|packets| *packets <= 40)
+        quiet.iter().all(|packets| *packets <= 20)
     });
     println!("packets on each link in 2 s: {quiet:?}");
     assert!(is_quiet, "packets on each link in 2 s: {quiet:?}");
