@@ -1,7 +1,7 @@
 //! Which streams an interface with a bandwidth limit forwards, by measured rates.
 //!
 //! A new (S,G) is forwarded at once as long as its first bytes take little of what is free: about
-//! what would pass in [`TRIAL_MS`]. Then it is measured, and it is admitted if its rate fits beside
+//! what would pass in `TRIAL_MS`. Then it is measured, and it is admitted if its rate fits beside
 //! those of the admitted streams. Otherwise it is refused, until there is room. An admitted stream
 //! stays admitted, whatever comes later and whatever its rate becomes.
 //!
