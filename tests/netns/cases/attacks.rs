@@ -317,7 +317,7 @@ fn flow_queries_lose_no_packet(lab: &Lab) {
 
 /// A host joins so many groups that the kernel needs more sockets than the process may open.
 fn joins_leave_descriptors_for_control_and_http(lab: &Lab) {
-    for limit in [1024usize, 64] {
+    for limit in [1024usize, 72] {
         let star = Star::tagged(lab, 1, &limit.to_string());
         let own = std::process::id();
         let lowered = std::process::Command::new("prlimit")
