@@ -138,9 +138,15 @@ pub(super) fn left_filters(index: IfIndex, of: Option<InstanceTag>) -> io::Resul
     let left = |filter: Vec<u8>| {
         let handle = TrafficControl::from_bytes(&filter)?.handle;
         let attributes = filter.get(TrafficControl::LEN..)?;
-        let name = attribute(attribute(attributes, TCA_OPTIONS)?, TCA_BPF_NAME)?;
+        let options = attribute(attributes, TCA_OPTIONS)?;
+        let name = attribute(options, TCA_BPF_NAME).unwrap_or_default();
+        // Some kernels keep no name. The handle tells then.
+        let is_named = match name.strip_suffix(b"\0") {
+            None | Some(b"") => of.is_some(),
+            Some(name) => name == PROGRAM.as_bytes(),
+        };
         let is_ours = attribute(attributes, TCA_KIND) == Some(b"bpf\0")
-            && name.strip_suffix(b"\0") == Some(PROGRAM.as_bytes())
+            && is_named
             && of.is_none_or(|instance| instance.is_of(handle));
         let is_alive = || bind(handle).is_err_and(|e| e.kind() == io::ErrorKind::AddrInUse);
         (is_ours && !is_alive()).then_some(handle)

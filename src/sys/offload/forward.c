@@ -596,26 +596,8 @@ static __always_inline int set_addresses(struct __sk_buff *skb, const __u8 *to, 
 	return 1;
 }
 
-/* Copies the TTL of the packet to `ttl`. Returns false if its header is not in memory. */
-static __always_inline int read_ttl(struct __sk_buff *skb, __u8 *ttl)
-{
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		struct iphdr *ip = data + ETH_HLEN;
-		if ((void *)(ip + 1) > end)
-			return 0;
-		*ttl = ip->ttl;
-		return 1;
-	}
-	struct ipv6hdr *ip = data + ETH_HLEN;
-	if ((void *)(ip + 1) > end)
-		return 0;
-	*ttl = ip->hop_limit;
-	return 1;
-}
-
-/* Writes the link-layer address of the group to `to`. Returns false if the header is not in memory. */
-static __always_inline int link_address(struct __sk_buff *skb, __u8 *to)
+/* Writes the link-layer address of the group to `to`, and that of the packet's TTL to `ttl`. */
+static __always_inline int read_packet(struct __sk_buff *skb, __u8 *to, __u8 *ttl)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
@@ -630,6 +612,7 @@ static __always_inline int link_address(struct __sk_buff *skb, __u8 *to)
 		to[3] = (group >> 16) & 0x7f;
 		to[4] = group >> 8;
 		to[5] = group;
+		*ttl = ip->ttl;
 		return 1;
 	}
 	struct ipv6hdr *ip = data + ETH_HLEN;
@@ -639,44 +622,8 @@ static __always_inline int link_address(struct __sk_buff *skb, __u8 *to)
 	to[0] = 0x33;
 	to[1] = 0x33;
 	__builtin_memcpy(to + 2, &ip->daddr.s6_addr[12], 4);
+	*ttl = ip->hop_limit;
 	return 1;
-}
-
-/* Sends a packet on the paths of an action: a clone on each, and the packet itself on the last one
- * unless the host keeps it. Returns the result of the program if the host does not.
- *
- * This is no inline function: so the verifier examines it once, and not for each way to it. */
-__attribute__((noinline)) int send_copies(struct __sk_buff *skb, __u32 action_id)
-{
-	struct action *action = bpf_map_lookup_elem(&actions, &action_id);
-	if (!action)
-		return TC_ACT_SHOT;
-	__u8 to[ETH_ALEN];
-	if (!link_address(skb, to)) {
-		__sync_fetch_and_add(&action->failed, 1);
-		return TC_ACT_SHOT;
-	}
-	__u32 egresses = action->egresses;
-	for (__u32 i = 0; i < MAX_EGRESSES; i++) {
-		if (i >= egresses)
-			break;
-		struct egress *egress = &action->egress[i];
-		if (!set_addresses(skb, to, egress->mac)) {
-			__sync_fetch_and_add(&egress->failed, 1);
-			continue;
-		}
-		if (i + 1 == egresses && !action->keep_original)
-			return egress->to_peer ? bpf_redirect_peer(egress->ifindex, 0)
-					       : bpf_redirect(egress->ifindex, 0);
-		long result = bpf_clone_redirect(skb, egress->ifindex, 0);
-		/* The queueing discipline of a device that is down answers NET_XMIT_CN, which is 2. */
-		if (result == -ENETDOWN || result == -ENODEV || result == -ENXIO ||
-		    result == -EINVAL || result == 2)
-			__sync_fetch_and_add(&egress->down, 1);
-		else if (result)
-			__sync_fetch_and_add(&egress->failed, 1);
-	}
-	return TC_ACT_SHOT;
 }
 
 static __always_inline int forward_copies(struct __sk_buff *skb, __u32 decision, __u32 flow_id)
@@ -709,17 +656,36 @@ static __always_inline int forward_copies(struct __sk_buff *skb, __u32 decision,
 			goto failed;
 	}
 
-	__u8 arrived_ttl;
-	if (!read_ttl(skb, &arrived_ttl))
+	__u8 to[ETH_ALEN], arrived_ttl;
+	if (!read_packet(skb, to, &arrived_ttl))
 		goto failed;
 	__u8 ttl = action->set_ttl ?: arrived_ttl - action->decrement;
 	if (ttl != arrived_ttl && !set_ttl(skb, ttl))
 		goto failed;
 	skb->mark = own_mark;
 
-	int result = send_copies(skb, action_id);
+	__u32 egresses = action->egresses;
+	for (__u32 i = 0; i < MAX_EGRESSES; i++) {
+		if (i >= egresses)
+			break;
+		struct egress *egress = &action->egress[i];
+		if (!set_addresses(skb, to, egress->mac)) {
+			__sync_fetch_and_add(&egress->failed, 1);
+			continue;
+		}
+		if (i + 1 == egresses && !keep)
+			return egress->to_peer ? bpf_redirect_peer(egress->ifindex, 0)
+					       : bpf_redirect(egress->ifindex, 0);
+		long result = bpf_clone_redirect(skb, egress->ifindex, 0);
+		/* The queueing discipline of a device that is down answers NET_XMIT_CN, which is 2. */
+		if (result == -ENETDOWN || result == -ENODEV || result == -ENXIO ||
+		    result == -EINVAL || result == 2)
+			__sync_fetch_and_add(&egress->down, 1);
+		else if (result)
+			__sync_fetch_and_add(&egress->failed, 1);
+	}
 	if (!keep)
-		return result;
+		return TC_ACT_SHOT;
 	skb->mark = arrived_mark;
 	if (ttl != arrived_ttl)
 		set_ttl(skb, arrived_ttl);

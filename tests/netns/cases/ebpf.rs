@@ -913,15 +913,15 @@ fn filters_of_others_are_kept(lab: &Lab) {
     assert!(left.contains("u32"), "{left}");
 }
 
-/// A killed process cannot remove its filter. The next process does.
+/// A killed process cannot remove its filter. The next process of the instance does.
 fn programs_of_a_killed_process_are_removed(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let routes = route("r", "in", "", GROUP, &["out1"], "");
-    let mut killed = Router::start(lab, &star.rtr, &settings(&routes));
-    let before = attached_links(&killed).len() + filters(&star);
+    let mut router = Router::start(lab, &star.rtr, &settings(&routes));
+    let before = attached_links(&router).len() + filters(&star);
     assert_eq!(before, 1);
-    killed.program.stop(libc::SIGKILL, crate::lab::TIMEOUT);
-    let router = Router::start(lab, &star.rtr, &settings(&routes));
+    router.kill();
+    router.start_again(lab);
     assert_eq!(attached_links(&router).len() + filters(&star), 1);
     let stream = stream(&star, 1000);
     wait_until_offloaded(&router, "out1");
