@@ -14,7 +14,7 @@ pub(super) const ROBUSTNESS: u8 = 2;
 /// Time by which a report may be late.
 const RESPONSE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Time until a leave ends a stream. Nobody else in the tunnel could contradict it.
+/// Time until a leave ends a stream. A tunnel has one member only, so no other one can still want it.
 const LEAVE_TIME: Duration = Duration::from_millis(1);
 
 /// `[amt]`: the tunnel interfaces. Names are unique.

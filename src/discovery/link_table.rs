@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn container_is_reached_at_the_address_and_port_of_the_host() {
+    fn container_is_offered_at_its_published_port() {
         let mut bridge = link(1, "br-1", &["172.20.0.1/16", "fd00::1/64"]);
         bridge.link.known_as.insert("network:home".parse().unwrap());
         let lan = link(2, "eth0", &["192.0.2.1/24", "fe80::1/64"]);

@@ -32,6 +32,16 @@ struct Seen {
     count: u32,
 }
 
+impl Seen {
+    fn new(now: Instant) -> Self {
+        Self {
+            first: now,
+            last: now,
+            count: 1,
+        }
+    }
+}
+
 /// The items that were seen on each link.
 #[derive(Debug)]
 pub struct RepeatGuard {
@@ -60,20 +70,15 @@ impl RepeatGuard {
 
     /// Notes that an item was seen on a link. Returns whether it is a repetition of the last moment.
     pub fn is_repeated(&mut self, now: Instant, link: InterfaceId, item: u64) -> bool {
-        let new = Seen {
-            first: now,
-            last: now,
-            count: 1,
-        };
         let Some(seen) = self.seen.get_mut(&(link, item)) else {
-            self.seen.put((link, item), new);
+            self.seen.put((link, item), Seen::new(now));
             return false;
         };
         let is_repeated = now.saturating_duration_since(seen.last) < QUIET
             && now.saturating_duration_since(seen.first) < LONGEST_QUIET;
         match is_repeated {
             true => seen.last = now,
-            false => *seen = new,
+            false => *seen = Seen::new(now),
         }
         is_repeated
     }
@@ -90,17 +95,12 @@ impl RepeatGuard {
 
     /// Notes that a sender repeats a message to a link. Returns whether that is too often.
     pub fn exceeds_repeats(&mut self, now: Instant, link: InterfaceId, item: u64) -> bool {
-        let new = Seen {
-            first: now,
-            last: now,
-            count: 1,
-        };
         let Some(seen) = self.seen.get_mut(&(link, item)) else {
-            self.seen.put((link, item), new);
+            self.seen.put((link, item), Seen::new(now));
             return false;
         };
         if now.saturating_duration_since(seen.first) >= REPEAT_TIME {
-            *seen = new;
+            *seen = Seen::new(now);
             return false;
         }
         seen.count = seen.count.saturating_add(1);

@@ -120,7 +120,7 @@ impl RoutePlan {
     }
 
     /// Continues saved transitions, before the restored mappings are added. `mappings` has the local
-    /// channels of those; transitions to other ones are ignored.
+    /// channels of the restored mappings. Transitions to other channels are ignored.
     pub fn restore(
         &mut self,
         clock: &ClockReading,

@@ -57,7 +57,7 @@ pub struct StoredServer {
 /// changed the same. A change whose condition is not met has no effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreChange {
-    /// Adds or replaces a watcher, if nobody changed it since the revision in it.
+    /// Adds or replaces a watcher, if the shared store still has the revision that it names.
     PutWatcher(StoredWatcher),
     /// Removes the watcher with this id.
     RemoveWatcher(String),

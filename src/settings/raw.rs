@@ -359,7 +359,7 @@ raw_tables! {
         /// For one direction: the interfaces of the devices that offer something.
         from: Strings, entries(1, 64), range("interface names or patterns"),
             example("[\"eth0\"]");
-        /// With `from`: the interfaces of those who ask.
+        /// With `from`: the interfaces of the hosts that search.
         to: Strings, entries(1, 64), range("interface names or patterns"),
             example("[\"vlan20\"]");
         /// The protocols: their names, a group with a port, or "broadcast:PORT".

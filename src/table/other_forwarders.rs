@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn plane_forwards_again_after_a_short_silence_unless_this_router_yields() {
+    fn plane_forwards_after_silence_unless_this_router_yields() {
         for (station, silence_ms) in [(HIGH, PLANE_SILENCE_MS), (LOW, MAX_SILENCE_MS)] {
             let link = EgressLink::new();
             link.see(station, 1);

@@ -884,7 +884,7 @@ fn refresh_is_not_delayed_by_a_waiting_poll() {
 /// A cancelled poll does not start the wait again: an answer after 12.5 seconds would count as an
 /// outage.
 #[test]
-fn poll_after_a_cancelled_one_waits_for_the_rest_of_the_interval() {
+fn poll_after_cancelled_poll_keeps_the_interval() {
     let mut test = TestMachine::new(MnatRole::Egress);
     test.set_joins(&[global(1)]);
     test.start_session("A");

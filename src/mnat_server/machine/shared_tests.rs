@@ -16,7 +16,7 @@ struct SimulatedStore {
     /// The log of all events; the revision is its length.
     log: Vec<SharedEvent>,
     watchers: BTreeMap<String, (StoredWatcher, Instant)>,
-    /// The mappings, and the end of those that are holds.
+    /// The mappings. A hold-down also has the time at which it ends.
     mappings: BTreeMap<Channel, (StoredMapping, Option<Instant>)>,
 }
 

@@ -120,7 +120,7 @@ struct Unfinished {
 /// The packets that were unfinished after the last call, in order.
 struct FormerProgress {
     unfinished: Vec<Unfinished>,
-    /// Number of those that were found again, or dropped.
+    /// Number of these packets that the current call has found again or dropped.
     passed: usize,
 }
 

@@ -57,7 +57,7 @@ const ADMITTED: Option<StreamAdmission> = Some(StreamAdmission::Admitted);
 const REFUSED: Option<StreamAdmission> = Some(StreamAdmission::Refused);
 
 #[test]
-fn newcomer_that_exceeds_the_limit_is_refused_until_the_other_ends() {
+fn stream_over_the_limit_is_refused_until_another_ends() {
     let mut lab = Lab::new();
     lab.set(1, 6);
     lab.run(2_000);

@@ -19,7 +19,7 @@ use crate::lab::{
 };
 
 cases!("amt_hostile":
-    lies_of_a_relay_are_refused_and_its_truth_is_used,
+    gateway_refuses_lies_of_a_relay,
     flood_of_forged_messages_is_answered_within_limits,
 );
 
@@ -204,7 +204,7 @@ fn false_data() -> Vec<Vec<u8>> {
     ]
 }
 
-fn lies_of_a_relay_are_refused_and_its_truth_is_used(lab: &Lab) {
+fn gateway_refuses_lies_of_a_relay(lab: &Lab) {
     let topology = AmtTopology::new(lab);
     let relay = LyingRelay::start(&topology.rel);
     let settings = gateway_settings("\"10.1.0.1\"");

@@ -6,7 +6,7 @@ use super::cases;
 use crate::lab::{Lab, Router, eventually};
 
 cases!("tunnel_names":
-    name_of_a_kernel_link_is_refused_at_start_and_reload,
+    tunnel_with_name_of_kernel_link_is_refused,
     later_kernel_link_with_the_name_is_ignored,
 );
 
@@ -15,7 +15,7 @@ const GATEWAY: &str = "[[amt.gateway]]\nname = \"internet\"\nrelay = \"192.0.2.1
 
 const REFUSED: &str = "the kernel has an interface internet already";
 
-fn name_of_a_kernel_link_is_refused_at_start_and_reload(lab: &Lab) {
+fn tunnel_with_name_of_kernel_link_is_refused(lab: &Lab) {
     let ns = lab.ns("rtr");
     ns.ip("link add internet type veth peer name peer");
     let mut refused = Router::launch(lab, &ns, GATEWAY, &[]);
