@@ -107,7 +107,8 @@ fn catalogue_text() -> String {
     catalog.amt.count_message("eth0", "query", "received");
     catalog.amt.count_refused("eth0", "wrong_mac", 1);
     catalog.amt.count_discovery("eth0", "driad", "found");
-    catalog.amt.add_copies("eth0", 1, 1, 1);
+    catalog.amt.add_copies("eth0", 1, 1);
+    catalog.amt.add_failed_copies("eth0", "too_big", 1);
     catalog.discovery.count_message("mdns", "question");
     catalog
         .discovery
