@@ -138,6 +138,7 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
             let drops = drop_views::drops(context, query).await;
             ShowReply::Drops(drops.map_err(|_| QueryError::NoAnswer("an interface"))?)
         }
+        ShowQuery::Streams(_) => ShowReply::Streams(Vec::new()),
         ShowQuery::Flows(query) => {
             if let Some(iif) = &query.iif {
                 let snapshot = context.snapshot.load_full();
