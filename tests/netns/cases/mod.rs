@@ -67,6 +67,7 @@ mod smcroute_commands;
 mod smcroute_files;
 mod smcroute_forwarding;
 mod smcroute_process;
+mod stream_health;
 mod trace;
 mod traffic_tools;
 mod translate;
@@ -122,6 +123,7 @@ pub fn all() -> Vec<Case> {
         doctor::cases(),
         driad_ingest::cases(),
         drops::cases(),
+        stream_health::cases(),
         ebpf::cases(),
         ebpf_restart::cases(),
         planes_compared::cases(),
