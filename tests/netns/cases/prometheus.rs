@@ -377,7 +377,11 @@ fn alerts_fire_and_resolve(lab: &Lab) {
 
 fn promtool_tests_cover_each_alert(lab: &Lab) {
     let ns = lab.ns("a");
-    for (command, file) in [("check", "alerts.yml"), ("test", "alerts_test.yml")] {
+    for (command, file) in [
+        ("check", "alerts.yml"),
+        ("check", "recording.yml"),
+        ("test", "alerts_test.yml"),
+    ] {
         let out = ns.output("promtool", &[command, "rules", &dashboards(file)]);
         let printed = format!(
             "{}{}",
