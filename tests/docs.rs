@@ -772,7 +772,8 @@ fn dashboard_states_and_limits_are_readable() {
             assert!(names[value]["text"].is_string(), "{metric}: {value}");
         }
     }
-    let flows = &panel("mcastor_flow_limit")["fieldConfig"]["overrides"][0];
+    let flows = panels.iter().find(|panel| panel["title"] == "Flows");
+    let flows = &flows.expect("a panel of flows")["fieldConfig"]["overrides"][0];
     assert_eq!(flows["properties"][0]["id"], "custom.axisPlacement");
     assert_eq!(flows["properties"][0]["value"], "right");
 }
