@@ -28,6 +28,20 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("discovery", &["model", "wire"]),
     ("table", &["model"]),
     ("forward", &["model", "wire", "table"]),
+    // The health of monitored streams.
+    (
+        "streams",
+        &[
+            "model",
+            "wire",
+            "table",
+            "forward",
+            // Views are made of the numbers of the analyzers.
+            "api",
+            // `mcastor send` numbers its packets.
+            "probe::payload",
+        ],
+    ),
     // System calls. The only module with unsafe code.
     ("sys", &["model", "wire"]),
     (
@@ -39,7 +53,10 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     // Code that every plane shares: batches, the switch, the egress queue.
-    ("pipeline", &["model", "wire", "table", "forward", "sys"]),
+    (
+        "pipeline",
+        &["model", "wire", "table", "forward", "streams", "sys"],
+    ),
     (
         "planes",
         &[
@@ -85,11 +102,14 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             // The answer to a client that requests an upgrade passes through unchanged.
             "api::upgrade",
+            // The views of monitored streams.
+            "api::streams",
             "model",
             "wire",
             "membership",
             "table",
             "forward",
+            "streams",
             "sys",
             "pipeline",
             "planes",

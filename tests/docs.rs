@@ -20,6 +20,7 @@ use mcastor::frontend::control::{Outcome, Request, Response};
 use mcastor::membership::{MembershipRefusal, Protocol};
 use mcastor::metrics::http::HttpRefusal;
 use mcastor::metrics::membership::{Direction, MembershipState};
+use mcastor::metrics::streams::{StreamCounter, StreamGauge, StreamNumbers};
 use mcastor::metrics::{Catalog, MnatServerCatalog};
 use mcastor::model::{FlowEnd, InterfaceId, Link, RouteName, TakeoverRole, TranslationKind};
 use mcastor::settings::Settings;
@@ -113,6 +114,16 @@ fn catalogue_text() -> String {
         .discovery
         .count_withheld("mdns", "question", "denied");
     catalog.discovery.set_known("mdns", 1, 1);
+    let stream = ["eth0", "10.0.0.1", "225.1.2.3"].map(String::from);
+    let counters = StreamCounter::ALL.map(|counter| (counter, "x".into(), 1));
+    let numbers = StreamNumbers {
+        counters: counters.to_vec(),
+        gauges: StreamGauge::ALL.map(|gauge| (gauge, 1.0)).to_vec(),
+        verdict: "fine",
+    };
+    catalog.streams.set(&[(stream, numbers)].into());
+    catalog.streams.count_event("silent");
+    catalog.streams.count_alert_request("sent");
     catalog.count_ended_flows("eth0", FlowEnd::Idle, 1);
     catalog.count_evicted_dropped_flows("eth0", 1);
     catalog.count_takeovers("eth0", TakeoverRole::Ingress, 1);

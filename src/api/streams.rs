@@ -122,15 +122,17 @@ pub struct StreamEgressView {
 }
 
 /// The health of a stream at one point.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StreamHealth {
     /// Packets.
     pub packets: u64,
     /// IP bytes.
     pub bytes: u64,
+    /// Packets in the last 50 to 60 seconds.
+    pub packets_minute: u64,
     /// Rates.
     pub rate: StreamRate,
-    /// Times between packets in the last 50 to 60 seconds; null before the second packet.
+    /// Times between packets in the last 30 to 60 seconds; null before the second packet.
     #[schema(required)]
     pub inter_arrival: Option<InterArrivalView>,
     /// RTP (RFC 3550); null for other streams.

@@ -8,7 +8,7 @@ use super::{
     DropReason, NoTrace, NotData, Trace, TraceStep, Tracer, bandwidth_check, egress_check,
 };
 use crate::model::addr::{is_link_local_group, is_link_local_source};
-use crate::model::{Group, InterfaceId, MacAddress, Source, TtlPolicy};
+use crate::model::{Group, InterfaceId, MacAddress, MonitorKind, Source, TtlPolicy};
 use crate::table::flows::{FlowKey, Flows, Verdicts};
 use crate::table::{
     Admission, Entry, EntryId, Fib, Ingress, IngressSelection, PathId, ProxyIngress, StreamArrival,
@@ -89,6 +89,11 @@ impl<'f> Decision<'f> {
     /// A translated packet belongs to another stream, and is sent in any case.
     pub fn reaches_once(&self, entry: &Entry) -> bool {
         self.is_union() && entry.translation.is_none()
+    }
+
+    /// Returns whether the stream is monitored, and as what.
+    pub fn monitor(&self) -> Option<MonitorKind> {
+        self.verdicts.monitor
     }
 
     /// Returns whether there is more than one variant.
@@ -184,7 +189,7 @@ pub fn decide<'f>(
     let matched = match cached {
         Some(verdicts) => verdicts,
         None => match look_up(fib, ingress, key) {
-            Ok(verdicts) => add_stream(arrival, verdicts, key),
+            Ok(verdicts) => complete(arrival, verdicts, key),
             Err(reason) => {
                 observe(arrival, key, len);
                 return Err(reason.into());
@@ -302,7 +307,7 @@ pub fn note_offloaded(
             // The plane has stopped already.
             return OffloadedFlow::Continues;
         };
-        verdicts = add_stream(arrival, new, key);
+        verdicts = complete(arrival, new, key);
         flows.set_verdicts(&key, verdicts, fib.generation);
     }
     continue_offload(arrival, verdicts, counted.0 > 0)
@@ -336,7 +341,7 @@ pub fn adopt_offloaded(
     let Ok(new) = look_up(arrival.fib, arrival.ingress, key) else {
         return OffloadedFlow::Ended;
     };
-    let verdicts = add_stream(arrival, new, key);
+    let verdicts = complete(arrival, new, key);
     let generation = arrival.fib.generation;
     match flows.adopt(key, verdicts, generation, counted, arrival.now_ms) {
         true => continue_offload(arrival, verdicts, true),
@@ -364,6 +369,31 @@ fn observe_stream(arrival: Arrival<'_, '_>, stream: Option<StreamKey>, bytes: u6
         } = arrival;
         streams.note_arrival(selection, stream, (sender, bytes), now_ms);
     }
+}
+
+/// Adds what is stored in a flow besides the matched entries.
+fn complete(arrival: Arrival<'_, '_>, verdicts: Verdicts, key: FlowKey) -> Verdicts {
+    let monitor = monitor_of(arrival.fib, arrival.ingress, verdicts, key);
+    add_stream(
+        arrival,
+        Verdicts {
+            monitor,
+            ..verdicts
+        },
+        key,
+    )
+}
+
+/// Returns whether a stream is monitored, and as what: as the first of its entries says that says
+/// anything, or else the rules for groups.
+pub fn monitor_of(
+    fib: &Fib,
+    ingress: &Ingress,
+    verdicts: Verdicts,
+    (_, group): FlowKey,
+) -> Option<MonitorKind> {
+    let of_entry = entries(fib, ingress, verdicts).find_map(|(entry, _)| entry.monitor);
+    of_entry.or_else(|| fib.monitored_group(group))
 }
 
 /// Adds what the selection of the active ingress needs: the key of the stream, whether its packets

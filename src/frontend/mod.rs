@@ -15,6 +15,7 @@ pub mod query;
 mod search;
 pub mod smcroute;
 pub mod socket_server;
+mod stream_views;
 mod trace;
 pub mod unix_socket;
 pub mod views;

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use super::flow_views::SelectedFlows;
 use super::ingress_names::ingress_named;
-use super::{discovery_views, drop_views, flow_views, group_views, views};
+use super::{discovery_views, drop_views, flow_views, group_views, stream_views, views};
 use crate::actors::RouterContext;
 use crate::actors::messages::{
     ApplyChange, Barrier, FlushFlows, QueryDiscovery, QueryHostGroups, QueryMembers, QueryMnat,
@@ -140,7 +140,10 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
             let drops = drop_views::drops(context, query).await;
             ShowReply::Drops(drops.map_err(|_| QueryError::NoAnswer("an interface"))?)
         }
-        ShowQuery::Streams(_) => ShowReply::Streams(Vec::new()),
+        ShowQuery::Streams(query) => {
+            let streams = stream_views::streams(context, query).await;
+            ShowReply::Streams(streams.map_err(|_| QueryError::NoAnswer("the router"))?)
+        }
         ShowQuery::Flows(query) => ShowReply::Flows(flows(context, query).await?.flows),
     })
 }

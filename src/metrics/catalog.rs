@@ -17,6 +17,7 @@ use super::http::HttpFamilies;
 use super::membership::MembershipFamilies;
 use super::mnat::MnatFamilies;
 use super::process::ProcessFamilies;
+use super::streams::StreamFamilies;
 use crate::forward::DropReason;
 use crate::model::{FlowEnd, IfName, Link, ProcessUsage, RouteName, TakeoverRole, TranslationKind};
 
@@ -154,6 +155,8 @@ pub struct Catalog {
     pub amt: AmtFamilies,
     /// Metrics of discovery.
     pub discovery: DiscoveryFamilies,
+    /// Metrics of monitored streams.
+    pub streams: StreamFamilies,
     process: ProcessFamilies,
 }
 
@@ -368,6 +371,7 @@ impl Catalog {
         let mnat = MnatFamilies::new(&registry)?;
         let amt = AmtFamilies::new(&registry)?;
         let discovery = DiscoveryFamilies::new(&registry)?;
+        let streams = StreamFamilies::new(&registry)?;
         let process = ProcessFamilies::new(&registry)?;
         Ok(Self {
             registry,
@@ -376,6 +380,7 @@ impl Catalog {
             mnat,
             amt,
             discovery,
+            streams,
             process,
             route_packets,
             route_bytes,

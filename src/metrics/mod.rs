@@ -10,6 +10,7 @@ pub mod membership;
 pub mod mnat;
 pub mod mnat_server;
 mod process;
+pub mod streams;
 
 pub use catalog::{Catalog, InterfaceCounters, PathCounters};
 pub use mnat_server::MnatServerCatalog;

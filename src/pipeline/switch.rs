@@ -17,10 +17,11 @@ use crate::forward::finish::finish_packet;
 use crate::forward::segment::{gso_layout, prepare_for_kernel_gso, segment};
 use crate::forward::{
     Arrival, Decision, DropHistory, DropReason, LoopGuard, NotData, Variant, bandwidth_check,
-    decide, egress_check, observe,
+    decide, egress_check, look_up, monitor_of, observe,
 };
-use crate::model::TranslationRule;
-use crate::table::flows::{FlowBudget, Flows};
+use crate::model::{MonitorKind, TranslationRule};
+use crate::streams::{ObservedPacket, StreamId, StreamMonitor};
+use crate::table::flows::{FlowBudget, FlowKey, Flows};
 use crate::table::{EgressId, Fib, Ingress, StreamState, YieldDecision};
 use crate::wire::ip_summary::IpSummary;
 use crate::wire::offload::{GsoLayout, Offload};
@@ -44,6 +45,8 @@ pub struct Switch {
     pub flows: Flows,
     /// What was dropped before it was handed to an egress.
     pub drops: DropHistory,
+    /// The streams that are monitored.
+    pub monitor: StreamMonitor,
     guard: Arc<LoopGuard>,
     streams: Arc<StreamState>,
     /// Indexed by egress id.
@@ -111,6 +114,8 @@ struct Decided<'a, 'f> {
     fib: &'a Fib,
     decision: &'a Decision<'f>,
     packet: &'a Packet,
+    /// The stream, if it is monitored.
+    stream: Option<StreamId>,
     now_ms: u64,
 }
 
@@ -129,17 +134,25 @@ impl Default for Switch {
     /// Creates a switch with its own flows, loop guard and state of streams.
     fn default() -> Self {
         let flows = Flows::new(FlowBudget::new(65_536));
-        Self::new(flows, Arc::default(), Arc::default())
+        let monitor = StreamMonitor::new(Arc::default());
+        Self::new(flows, Arc::default(), Arc::default(), monitor)
     }
 }
 
 impl Switch {
     /// Creates a switch that records flows in `flows`, drops packets that `guard` recognises, and
-    /// forwards each stream from its active ingress in `streams`.
-    pub fn new(flows: Flows, guard: Arc<LoopGuard>, streams: Arc<StreamState>) -> Self {
+    /// forwards each stream from its active ingress in `streams`. `monitor` examines the streams for
+    /// which the settings ask for it.
+    pub fn new(
+        flows: Flows,
+        guard: Arc<LoopGuard>,
+        streams: Arc<StreamState>,
+        monitor: StreamMonitor,
+    ) -> Self {
         Self {
             flows,
             drops: DropHistory::default(),
+            monitor,
             guard,
             streams,
             egresses: Vec::new(),
@@ -197,10 +210,15 @@ impl Switch {
                     counts.packets += self.ranges.len() as u64 * self.datagrams_each();
                     counts.takeovers += u64::from(decision.takeover);
                     counts.bytes += self.ranges.iter().map(bytes).sum::<u64>();
+                    let stream = decision.monitor().and_then(|kind| {
+                        let memory = (&batch, &out.side_buffer[..]);
+                        self.observe_stream(fib, &decision, kind, packet, memory, now_ms)
+                    });
                     let decided = Decided {
                         fib,
                         decision: &decision,
                         packet,
+                        stream,
                         now_ms,
                     };
                     self.distribute(decided, &mut batch, &mut out, trace);
@@ -226,6 +244,10 @@ impl Switch {
                     };
                     self.drops
                         .count(reason, None, summary, (packets, bytes), now_ms);
+                    if let Some(summary) = summary {
+                        let key = (summary.source, summary.destination);
+                        self.observe_dropped(fib, ingress, key, reason, (&batch, packet), now_ms);
+                    }
                 }
             }
         }
@@ -280,6 +302,85 @@ impl Switch {
         }
     }
 
+    /// Examines a packet of a monitored stream as it arrived. Returns the identity of the stream.
+    fn observe_stream(
+        &mut self,
+        fib: &Fib,
+        decision: &Decision<'_>,
+        kind: MonitorKind,
+        packet: &Packet,
+        (batch, side_buffer): (&Batch, &[u8]),
+        now_ms: u64,
+    ) -> Option<StreamId> {
+        let datagram = &decision.datagram;
+        let is_segmented = matches!(packet.offload, Offload::UdpSegments { .. });
+        let memory = match is_segmented && self.gso.is_none() {
+            true => side_buffer,
+            false => batch.bytes(),
+        };
+        let mut stream = None;
+        for (start, len) in &self.ranges {
+            let bytes = memory.get(*start as usize..)?.get(..*len as usize)?;
+            let observed = ObservedPacket {
+                bytes,
+                segments: self.gso.map(|(segments, _)| segments),
+                received_ns: packet.received_ns,
+                now_ms,
+            };
+            let key = (datagram.source, datagram.destination);
+            let method = (kind, fib.monitoring.sequence);
+            stream = self.monitor.observe(key, method, observed);
+        }
+        stream
+    }
+
+    /// Counts a packet that was dropped for all egresses, if its stream is monitored.
+    fn observe_dropped(
+        &mut self,
+        fib: &Fib,
+        ingress: &Ingress,
+        key: FlowKey,
+        reason: DropReason,
+        (batch, packet): (&Batch, &Packet),
+        now_ms: u64,
+    ) {
+        // With routes and members as they are, other streams are not forwarded anyway.
+        let concerns_stream = match reason {
+            DropReason::TtlExpired | DropReason::NoEgress => fib.monitors,
+            _ => fib.monitors && self.monitor.contains(&key),
+        };
+        let kind = || monitor_of(fib, ingress, look_up(fib, ingress, key).ok()?, key);
+        let Some(kind) = concerns_stream.then(kind).flatten() else {
+            return;
+        };
+        let packet_bytes = || {
+            let bytes = batch.bytes().get(packet.start as usize..)?;
+            let bytes = bytes.get(..packet.len as usize)?;
+            let (_, tags) = vlan::skip_tags(packet.ethertype, bytes).ok()?;
+            let datagram = ip::IpHeader::parse(&bytes[tags..]).ok()?;
+            let segments = match packet.offload {
+                Offload::UdpSegments { payload } => gso_layout(&bytes[tags..], &datagram, payload),
+                _ => None,
+            };
+            Some((&bytes[tags..tags + datagram.packet_len], segments))
+        };
+        let Some((bytes, segments)) = packet_bytes() else {
+            return;
+        };
+        let observed = ObservedPacket {
+            bytes,
+            segments,
+            received_ns: packet.received_ns,
+            now_ms,
+        };
+        let method = (kind, fib.monitoring.sequence);
+        if let Some(id) = self.monitor.observe(key, method, observed) {
+            let packets = segments.map_or(1, |segments| segments.count(bytes.len()));
+            self.monitor
+                .count_dropped(id, None, reason, packets, now_ms);
+        }
+    }
+
     /// Adds a packet, or its segments, to the egresses of all its variants. An untranslated packet
     /// is added to each egress once, for the first variant with this egress. A translated packet
     /// belongs to another stream and is always added. A packet that no variant forwards is counted
@@ -295,6 +396,7 @@ impl Switch {
             fib,
             decision,
             packet,
+            stream: monitored,
             now_ms,
         } = decided;
         let ranges = self.ranges.len();
@@ -394,6 +496,10 @@ impl Switch {
                     let egress = Some(egress.index);
                     self.drops
                         .count(reason, egress, Some(summary), counted, now_ms);
+                    if let Some(id) = monitored {
+                        self.monitor
+                            .count_dropped(id, egress, reason, count, now_ms);
+                    }
                     continue;
                 }
                 let egresses = &mut out.egresses;
@@ -410,6 +516,7 @@ impl Switch {
                         segments,
                         path: id,
                         received_ns: packet.received_ns,
+                        stream: monitored,
                     }));
                     continue;
                 }
@@ -438,6 +545,7 @@ impl Switch {
                     segments,
                     path: id,
                     received_ns: packet.received_ns,
+                    stream: monitored,
                 }));
             }
         }
@@ -451,6 +559,9 @@ impl Switch {
                 let counted = (datagrams_each, datagrams_each * u64::from(summary.len));
                 self.drops
                     .count(reason, None, Some(summary), counted, now_ms);
+                if let Some(id) = monitored {
+                    (self.monitor).count_dropped(id, None, reason, datagrams_each, now_ms);
+                }
             }
         }
     }
