@@ -161,6 +161,8 @@ def figures_move(browser):
     points = browser.wait("a line", "document.querySelector('tbody polyline[points]')"
                           "?.getAttribute('points').split(' ').length > 2")
     check(points, "no line")
+    browser.open_view("streams")
+    browser.wait("the health of a stream", "/225.1.2.3[^]*fine/.test(document.querySelector('tbody')?.innerText)")
 
 
 def search(browser):

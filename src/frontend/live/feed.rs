@@ -19,7 +19,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Shortest interval, if a new client waits for its first frame.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(250);
 /// A frame that takes long to make is followed by a pause that is this many times as long.
-const PAUSE_FACTOR: u32 = 9;
+const PAUSE_FACTOR: u32 = 4;
 /// Intervals without a client after which the counters of rates are forgotten.
 const MAX_UNWATCHED: u32 = 5;
 /// Most clients.

@@ -1,9 +1,11 @@
 //! The page at `/`, and the event stream that it shows: as an HTTP client gets them.
 
+use std::io::Write;
 use std::net::SocketAddr;
 
 use mcastor::frontend::http::page_files;
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 
 use super::{cases, route, star_v4};
 use crate::lab::http::{self, Events};
@@ -16,6 +18,7 @@ cases!("page":
     events_of_each_view_have_its_tables,
     flows_are_searched_and_paged,
     event_streams_are_limited,
+    client_that_reads_no_events_is_closed,
 );
 
 const ADDRESS: &str = "127.0.0.1:9464";
@@ -257,4 +260,29 @@ fn event_streams_are_limited(lab: &Lab) {
             .head
             .starts_with("http/1.1 200")
     });
+}
+
+/// The server keeps no events for a client that does not read them, and closes its connection.
+fn client_that_reads_no_events_is_closed(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let settings = route("many", "in", "", "225.2.0.0/16", &["out1"], "");
+    let router = Router::start(lab, &star.rtr, &settings);
+    let inject = Injector::new(&star.src, "eth0");
+    let send_to_all = || (0..200).for_each(|n| send(&inject, &format!("225.2.0.{n}"), 1));
+    send_to_all();
+    let stalled = star.rtr.enter(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.set_recv_buffer_size(4096).expect("a size");
+        socket.connect(&address().into()).expect("a connection");
+        socket
+    });
+    let request = b"GET /api/v1/events?view=flows&limit=200 HTTP/1.1\r\nHost: a\r\n\r\n";
+    (&stalled).write_all(request).expect("a request");
+    eventually("the connection is closed", true, || {
+        send_to_all();
+        let labels = [("reason", "write_timeout")];
+        router.metric("mcastor_http_refused_total", &labels) > 0.0
+    });
+    let rows = events(&star, "view=flows&limit=200").next()["tables"]["flows"]["total"].clone();
+    assert_eq!(rows, 200, "for another client");
 }

@@ -21,8 +21,15 @@ const FLOWS: usize = 10_000;
 fn page_works_in_a_browser(lab: &Lab) {
     let star = Star::v4(lab, 3);
     let settings = [
-        "[limits]\nflow_idle = 600\n".into(),
-        route("cameras", "in", "", "225.1.2.0/24", &["out1", "out2"], ""),
+        "[limits]\nflow_idle = 600\n[monitor.sequence]\noffset = 0\nbytes = 4\n".into(),
+        route(
+            "cameras",
+            "in",
+            "",
+            "225.1.2.0/24",
+            &["out1", "out2"],
+            "monitor = \"sequence\"\n",
+        ),
         route("market data", "in", "", "239.7.0.0/16", &["out1"], ""),
         route("spare", "in", "", "225.9.9.9", &["wlan0"], ""),
         proxy(&["in"], &["out3"], ""),
