@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::shared::Snapshot;
 use crate::api::StreamView;
 use crate::model::EventSettings;
 use crate::streams::Registry;
-use crate::streams::report::{ViewContext, views};
+use crate::streams::view::{ViewContext, views};
+use crate::table::Fib;
 
 /// The monitored streams, and the settings of their events.
 #[derive(Default)]
@@ -21,7 +21,7 @@ pub struct Monitoring {
 
 impl Monitoring {
     /// Returns the views of all monitored streams, from the latest reports.
-    pub fn views(&self, snapshot: &Snapshot, now_ms: u64) -> Vec<StreamView> {
+    pub fn views(&self, fib: &Fib, now_ms: u64) -> Vec<StreamView> {
         let (ingresses, egresses) = self.registry.reports();
         let events = self.events.load();
         views(
@@ -31,7 +31,7 @@ impl Monitoring {
                 now_ms,
                 silent_after_ms: events.silent_after.as_millis() as u64,
                 egress_name: &|index| {
-                    let mut egresses = snapshot.fib.egresses.iter();
+                    let mut egresses = fib.egresses.iter();
                     let egress = egresses.find(|egress| egress.index == index)?;
                     Some(egress.name.to_string())
                 },

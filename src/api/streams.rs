@@ -32,16 +32,17 @@ pub struct StreamView {
     pub explanation: String,
     /// Milliseconds since it is monitored.
     pub age_ms: u64,
-    /// Milliseconds since its last packet.
+    /// Milliseconds since its last packet, half a second ago at most; with more than 300 streams on
+    /// an interface, longer ago.
     pub idle_ms: u64,
     /// The stream as it arrives.
     pub ingress: StreamHealth,
     /// Packets lost before this router: missing numbers of the stream. Null if it has none.
     #[schema(required)]
-    pub lost_before: Option<StreamCount>,
+    pub lost_before: Option<StreamLoss>,
     /// Packets that arrived and did not leave on all egress interfaces, by reason. The reason
     /// `socket` counts packets of any stream that the kernel dropped on the ingress interface.
-    pub lost_here: BTreeMap<String, StreamCount>,
+    pub lost_here: BTreeMap<String, StreamLoss>,
     /// The stream as it leaves.
     pub egresses: Vec<StreamEgressView>,
 }
@@ -103,7 +104,7 @@ impl StreamVerdict {
 
 /// A number of packets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct StreamCount {
+pub struct StreamLoss {
     /// Since the stream is monitored.
     pub total: u64,
     /// In the last 50 to 60 seconds.
@@ -116,7 +117,7 @@ pub struct StreamEgressView {
     /// Name of the egress interface.
     pub interface: String,
     /// Packets lost here, by reason, as in the `reason` label of metrics.
-    pub lost_here: BTreeMap<String, StreamCount>,
+    pub lost_here: BTreeMap<String, StreamLoss>,
     /// The stream as it was sent. Without MDI and MPEG-TS, which the ingress has.
     pub health: StreamHealth,
 }

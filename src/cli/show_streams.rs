@@ -3,8 +3,7 @@
 use comfy_table::Table;
 
 use super::output::paragraph;
-use super::show_tables::seconds;
-use super::table::{NO_BREAK, new_table, table_text};
+use super::table::{NO_BREAK, new_table, seconds, table_text};
 use crate::api::StreamView;
 use crate::api::streams::{StreamHealth, StreamVerdict};
 

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::output::paragraph;
 use super::show_streams::streams_text;
-use super::table::{NO_BREAK, new_table, table_text};
+use super::table::{NO_BREAK, new_table, seconds, table_text};
 use crate::api::view::BandwidthView;
 use crate::api::{
     DiscoveryView, DropView, FlowView, GroupView, InterfaceView, MnatView, PendingView,
@@ -137,11 +137,6 @@ pub(super) fn drops_table(drops: &[DropView]) -> Table {
         ]);
     }
     table
-}
-
-/// Returns a duration such as `2.1 s`.
-pub(super) fn seconds(ms: u64) -> String {
-    format!("{:.1}{NO_BREAK}s", ms as f64 / 1000.0)
 }
 
 /// Returns the LAST PACKET column, such as `2.1 s ago, TTL 1, 128 bytes, port 5000`.

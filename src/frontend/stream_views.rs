@@ -19,7 +19,7 @@ pub async fn streams(
     let (snapshot, now_ms) = (context.snapshot.load_full(), context.now_ms());
     let monitoring = Arc::clone(&context.monitoring);
     let rendered = background::run(move || {
-        let mut views = monitoring.views(&snapshot, now_ms);
+        let mut views = monitoring.views(&snapshot.fib, now_ms);
         views.retain(|view| matches(&query, view));
         views.sort_by_cached_key(sort_key);
         views.truncate(query.limit.unwrap_or(usize::MAX));

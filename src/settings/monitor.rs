@@ -3,7 +3,7 @@
 use super::addresses::parse_group;
 use super::checker::Checker;
 use super::key_path::KeyPath;
-use super::raw::{RawMonitor, RawSequence};
+use super::raw::RawMonitor;
 use super::validated::MonitorSettings;
 use crate::model::{
     EventSettings, EventThresholds, MonitorKind, MonitorRules, SequenceField, Webhook, WebhookError,
@@ -28,8 +28,7 @@ pub(super) fn check_monitor(checker: &mut Checker<'_>, raw: RawMonitor) -> Monit
     });
     let groups = groups.collect();
     let kind = check_monitor_kind(checker, &path.key("kind"), raw.kind);
-    let sequence = raw.sequence.map(|table| table.0);
-    let sequence = sequence.map(|raw| check_sequence(checker, &path.key("sequence"), raw));
+    let sequence = check_sequence(checker, &path, raw.sequence_offset, raw.sequence_bytes);
     let loss = path.key("loss_ppm");
     let loss_ppm = checker.integer_or_default(&loss, raw.loss_ppm, "1000 is 0.1 %.");
     let rate = path.key("rate_percent");
@@ -51,19 +50,28 @@ pub(super) fn check_monitor(checker: &mut Checker<'_>, raw: RawMonitor) -> Monit
     }
 }
 
-fn check_sequence(checker: &mut Checker<'_>, path: &KeyPath, raw: RawSequence) -> SequenceField {
+/// Checks the place of the sequence number. With one of the keys, the other has its default.
+fn check_sequence(
+    checker: &mut Checker<'_>,
+    path: &KeyPath,
+    offset: Option<i64>,
+    bytes: Option<i64>,
+) -> Option<SequenceField> {
+    if offset.is_none() && bytes.is_none() {
+        return None;
+    }
     let help = "The offset counts from the first byte after the UDP header.";
-    let offset = checker.integer_or_default(&path.key("offset"), raw.offset, help);
-    let bytes = path.key("bytes");
-    let help = "For example: sequence = { offset = 0, bytes = 4 }.";
-    let length = checker.integer_or_default(&bytes, raw.bytes, help);
-    if !matches!(length, 2 | 4 | 8) && (2..=8).contains(&length) {
-        checker.refuse(&bytes, length.to_string(), "2, 4 or 8", help);
+    let offset = checker.integer(&path.key("sequence_offset"), offset, help);
+    let path = path.key("sequence_bytes");
+    let help = "For example: sequence_bytes = 4.";
+    let bytes = checker.integer(&path, bytes, help).unwrap_or(4);
+    if !matches!(bytes, 2 | 4 | 8) {
+        checker.refuse(&path, bytes.to_string(), "2, 4 or 8", help);
     }
-    SequenceField {
-        offset: offset as u16,
-        bytes: length as u8,
-    }
+    Some(SequenceField {
+        offset: offset.unwrap_or_default() as u16,
+        bytes: bytes as u8,
+    })
 }
 
 fn check_webhook(

@@ -555,8 +555,12 @@ raw_tables! {
             example("[\"239.1.0.0/16\"]");
         /// How the streams of `groups` are examined, as `monitor` of a route.
         kind: String, default_string("auto"), words(&["auto", "rtp", "ts", "sequence", "rate"]);
-        sequence: Table(RawSequence), default_described("the numbers of `mcastor send`"),
-            example("{ offset = 0, bytes = 4 }");
+        /// Where the UDP payload has the sequence number of streams with "sequence".
+        sequence_offset: Integer, default_described("that of `mcastor send`"),
+            integers(0, 65_000), unit("bytes"), example("0");
+        /// The length of that number: 2, 4 or 8. It is a big-endian number that grows by one.
+        sequence_bytes: Integer, default_described("4 with `sequence_offset`"), integers(2, 8),
+            range("2, 4 or 8"), example("4");
         /// A stream without packets for this time is silent.
         silent_after: String, default_string("2s"), durations_ms(1000, 3_600_000);
         /// Loss is reported when more than this number of a million packets were lost in a minute.
@@ -564,16 +568,8 @@ raw_tables! {
         /// A change of the bit rate by more than this is reported. 0: none.
         rate_percent: Integer, default_integer(50), integers(0, 1000), unit("percent");
         /// Where alerts are sent, in the format of Alertmanager. Names are not resolved.
-        webhook: String, range("`http://ADDRESS:PORT/PATH`"),
+        webhook: String, pattern("^http://"), range("`http://ADDRESS:PORT/PATH`"),
             example("\"http://127.0.0.1:9093/api/v2/alerts\"");
-    }
-
-    /// Where the UDP payload has the sequence number of streams with `monitor = "sequence"`.
-    struct RawSequence {
-        /// The offset of its first byte.
-        offset: Integer, default_integer(0), integers(0, 65_000), unit("bytes");
-        /// Its length: 2, 4 or 8. It is a big-endian number that grows by one.
-        bytes: Integer, default_integer(4), integers(2, 8), range("2, 4 or 8");
     }
 
     /// A fixed TTL.

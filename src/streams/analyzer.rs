@@ -8,7 +8,7 @@ use super::rate::RateMeter;
 use super::rtp::{Rtp, RtpPacket};
 use super::sequence::Sequence;
 use super::ts::{PACKET_LEN, SYNC_BYTE, Ts};
-use crate::api::streams::{StreamCount, StreamHealth};
+use crate::api::streams::{StreamHealth, StreamLoss};
 use crate::forward::drop_history::LastMinute;
 use crate::model::{MonitorKind, SequenceField};
 use crate::probe::payload::Payload;
@@ -83,7 +83,7 @@ pub struct Examined {
     /// What the packets are examined as, as in [`StreamView`](crate::api::StreamView).
     pub kind: &'static str,
     /// Missing packets; `None` if the stream has no numbers.
-    pub lost: Option<StreamCount>,
+    pub lost: Option<StreamLoss>,
     /// Faults of the contents in the last minute.
     pub faults_minute: u64,
 }
@@ -312,11 +312,11 @@ impl Analyzer {
         let sequence = numbers.map(|numbers| numbers.view(now_ms));
         let ts = content.ts.as_deref().map(|ts| ts.view(now_ns));
         let numbered = rtp.as_ref().map(|rtp| rtp.sequence).or(sequence);
-        let of_numbers = numbered.map(|sequence| StreamCount {
+        let of_numbers = numbered.map(|sequence| StreamLoss {
             total: sequence.lost,
             minute: sequence.lost_minute,
         });
-        let of_ts = ts.as_ref().map(|ts| StreamCount {
+        let of_ts = ts.as_ref().map(|ts| StreamLoss {
             total: ts.lost,
             minute: self.ts_lost_minute.packets(now_ms),
         });
@@ -338,3 +338,6 @@ impl Analyzer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

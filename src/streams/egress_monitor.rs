@@ -6,8 +6,9 @@ use ahash::AHashMap;
 
 use super::analyzer::{Analyzer, Point};
 use super::loss_counts::LossCounts;
-use super::registry::{Published, Registry, StreamId};
+use super::registry::{Published, Registry};
 use super::report::EgressReport;
+use super::stream_id::StreamId;
 use crate::forward::DropReason;
 use crate::model::InterfaceId;
 use crate::wire::offload::GsoLayout;

@@ -238,7 +238,7 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::streams::{StreamCount, StreamHealth, StreamRate};
+    use crate::api::streams::{StreamHealth, StreamLoss, StreamRate};
 
     const THRESHOLDS: EventThresholds = EventThresholds {
         loss_ppm: 1000,
@@ -265,7 +265,7 @@ mod tests {
                 },
                 ..StreamHealth::default()
             },
-            lost_before: Some(StreamCount::default()),
+            lost_before: Some(StreamLoss::default()),
             lost_here: BTreeMap::new(),
             egresses: Vec::new(),
         }
@@ -297,7 +297,7 @@ mod tests {
     fn loss_above_the_threshold_is_reported_until_it_ends() {
         let mut tracker = EventTracker::default();
         let with_loss = |before, here| {
-            let count = |minute| StreamCount { total: 99, minute };
+            let count = |minute| StreamLoss { total: 99, minute };
             StreamView {
                 lost_before: Some(count(before)),
                 lost_here: [("queue_full".to_string(), count(here))].into(),
@@ -308,7 +308,7 @@ mod tests {
         assert_eq!(kinds(&mut tracker, &[with_loss(10, 0)]), []);
         let events = tracker.look(&[with_loss(6, 5)], THRESHOLDS);
         assert_eq!(events[0].kind, EventKind::Loss);
-        assert!(events[0].text.starts_with("0.109 % loss in a minute. Why."));
+        assert!(events[0].text.starts_with("0.110 % loss in a minute. Why."));
         assert_eq!(kinds(&mut tracker, &[with_loss(20, 0)]), []);
         assert_eq!(
             kinds(&mut tracker, &[with_loss(0, 10)]),

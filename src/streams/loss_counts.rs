@@ -1,6 +1,6 @@
 //! Packets of a stream that were lost here, by reason and egress.
 
-use crate::api::streams::StreamCount;
+use crate::api::streams::StreamLoss;
 use crate::forward::DropReason;
 use crate::forward::drop_history::LastMinute;
 use crate::model::InterfaceId;
@@ -22,7 +22,7 @@ struct Lost {
 pub struct LossCounts(Vec<Lost>);
 
 /// A count, with its reason and egress.
-pub type LossCount = (Option<InterfaceId>, DropReason, StreamCount);
+pub type LossCount = (Option<InterfaceId>, DropReason, StreamLoss);
 
 /// Returns whether a packet that was dropped for this reason is missing anywhere. Others were
 /// withheld because they arrive by another way.
@@ -71,7 +71,7 @@ impl LossCounts {
     /// Returns all counts.
     pub fn counts(&self, now_ms: u64) -> Vec<LossCount> {
         let count = |lost: &Lost| {
-            let count = StreamCount {
+            let count = StreamLoss {
                 total: lost.total,
                 minute: lost.minute.packets(now_ms),
             };

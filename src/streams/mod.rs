@@ -23,9 +23,13 @@ pub mod registry;
 pub mod report;
 mod rtp;
 mod sequence;
+mod stream_id;
 mod ts;
 mod verdict;
+pub mod view;
 
 pub use egress_monitor::EgressMonitor;
-pub use monitor::{IngressNames, ObservedPacket, StreamMonitor};
-pub use registry::{Method, Registry, StreamId};
+pub use monitor::{ObservedPacket, StreamMonitor};
+pub use registry::{Method, Registry};
+pub use report::IngressNames;
+pub use stream_id::StreamId;

@@ -6,9 +6,10 @@ use ahash::{AHashMap, AHashSet};
 
 use super::analyzer::{Analyzer, Point};
 use super::loss_counts::LossCounts;
-use super::registry::{Method, Published, Registry, StreamId};
-use super::report::IngressReport;
-use crate::api::streams::StreamCount;
+use super::registry::{Method, Published, Registry};
+use super::report::{IngressNames, IngressReport};
+use super::stream_id::StreamId;
+use crate::api::streams::StreamLoss;
 use crate::forward::DropReason;
 use crate::forward::drop_history::LastMinute;
 use crate::model::InterfaceId;
@@ -17,6 +18,9 @@ use crate::wire::offload::GsoLayout;
 
 /// How often a stream is reported, in milliseconds.
 const REPORT_MS: u64 = 500;
+
+/// How often [`StreamMonitor::report`] is called, in milliseconds.
+const TICK_MS: u64 = 100;
 
 /// The most streams that are reported at once, so that packets do not wait.
 const REPORTS_AT_ONCE: usize = 64;
@@ -63,15 +67,6 @@ struct MonitoredStream {
     socket_lost_before: u64,
     report: Option<Arc<IngressReport>>,
     reported_ms: u64,
-}
-
-/// What the actor knows of a stream that is reported.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct IngressNames {
-    /// The ingress.
-    pub iif: String,
-    /// The route or proxy that forwards the stream.
-    pub route: Option<String>,
 }
 
 impl StreamMonitor {
@@ -203,9 +198,12 @@ impl StreamMonitor {
         (now_ns, now_ms): (u64, u64),
         names: impl Fn(&FlowKey) -> IngressNames,
     ) {
+        // Each stream has its turn, however many there are.
+        let turns = self.streams.len().div_ceil(REPORTS_AT_ONCE) as u64;
+        let interval_ms = REPORT_MS.max((turns + 1) * TICK_MS);
         let mut reported = 0;
         for (key, stream) in &mut self.streams {
-            if stream.report.is_some() && now_ms < stream.reported_ms + REPORT_MS {
+            if stream.report.is_some() && now_ms < stream.reported_ms + interval_ms {
                 continue;
             }
             if reported == REPORTS_AT_ONCE {
@@ -222,10 +220,10 @@ impl StreamMonitor {
                 names: names(key),
                 monitor: stream.method.0,
                 began_ms: stream.began_ms,
-                seen_ms: stream.seen_ms,
+                idle_ms: now_ms.saturating_sub(stream.seen_ms),
                 examined: stream.analyzer.examined(now_ns),
                 lost: stream.lost.counts(now_ms),
-                socket_lost: StreamCount {
+                socket_lost: StreamLoss {
                     total,
                     minute: minute.min(total),
                 },

@@ -32,7 +32,7 @@ pub struct PcrMeter {
     pid: Option<u16>,
     /// The last PCR, and its time of arrival.
     last: Option<(Pcr, u64)>,
-    /// The first PCR of the interval, the number of its packet, and its time of arrival.
+    /// The first PCR of the interval, its position in bytes, and its time of arrival.
     first: Option<(Pcr, u64, u64)>,
     /// The largest jitter and the longest time between PCRs of the interval, in nanoseconds.
     jitter_ns: u64,
@@ -42,7 +42,7 @@ pub struct PcrMeter {
 }
 
 impl PcrMeter {
-    /// Adds a PCR. `position` is the number of its packet in the stream.
+    /// Adds a PCR. `position` is the number of bytes before its packet.
     pub fn add(&mut self, pid: u16, pcr: Pcr, is_new_clock: bool, position: u64, now_ns: u64) {
         if *self.pid.get_or_insert(pid) != pid {
             // The PID is gone if it has no PCR for several intervals.
@@ -73,7 +73,7 @@ impl PcrMeter {
             return;
         }
         let ticks = (pcr.0 + WRAP - first.0) % WRAP;
-        let bytes = (position - first_position) * super::ts::PACKET_LEN as u64;
+        let bytes = position.saturating_sub(first_position);
         let rate = bytes as f64 / (ticks as f64 / CLOCK_RATE);
         self.measured = Some((self.jitter_ns, self.longest_ns, rate));
         self.first = Some((pcr, position, now_ns));
@@ -114,7 +114,7 @@ mod tests {
         for n in 0..60u64 {
             let late = (n % 25 == 10) as u64 * 3 * MS;
             let pcr = Pcr((WRAP - 27_000_000 + n * 1_080_000) % WRAP);
-            meter.add(256, pcr, false, n * 50, n * 40 * MS + late);
+            meter.add(256, pcr, false, n * 50 * 188, n * 40 * MS + late);
         }
         assert_eq!(meter.view(), Some((3000, 40)));
         let rate = meter.media_rate().unwrap();

@@ -1,7 +1,6 @@
 //! What the threads share about monitored streams: their identities, their limit, and the reports
 //! that the threads publish.
 
-use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -9,11 +8,8 @@ use ahash::AHashMap;
 use arc_swap::ArcSwap;
 
 use super::report::{EgressReport, IngressReport};
+use super::stream_id::StreamId;
 use crate::model::{MonitorKind, SequenceField};
-
-/// The identity of a monitored stream. It is never used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct StreamId(NonZeroU64);
 
 /// How the packets of a stream are examined.
 pub type Method = (MonitorKind, Option<SequenceField>);
@@ -97,7 +93,7 @@ impl Registry {
         if live.len() >= self.limit() {
             return None;
         }
-        let id = StreamId(NonZeroU64::new(self.next.fetch_add(1, Ordering::Relaxed))?);
+        let id = StreamId::new(self.next.fetch_add(1, Ordering::Relaxed))?;
         live.insert(id, method);
         Some(id)
     }

@@ -169,7 +169,7 @@ impl Ts {
         if flags & 0x10 != 0
             && let Some(pcr) = packet.get(6..).and_then(Pcr::read)
         {
-            let position = self.counts.packets;
+            let position = self.counts.packets * PACKET_LEN as u64;
             (self.pcr).add(header.pid, pcr, is_discontinuous, position, now_ns);
         }
         self.read_table(packet, &header, is_scrambled, now_ns);

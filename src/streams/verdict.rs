@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::report::SOCKET;
-use crate::api::streams::{StreamCount, StreamEgressView, StreamHealth, StreamVerdict, TsView};
+use crate::api::streams::{StreamEgressView, StreamHealth, StreamLoss, StreamVerdict, TsView};
 use crate::forward::DropReason;
+
+/// The reason of packets that the kernel dropped before they could be read.
+pub const SOCKET: &str = "socket";
 
 /// What a verdict is based on.
 pub struct Judged<'a> {
@@ -13,9 +15,9 @@ pub struct Judged<'a> {
     /// Milliseconds without a packet after which a stream is silent.
     pub silent_after_ms: u64,
     /// Packets that were lost before this router; `None` if the stream has no numbers.
-    pub lost_before: Option<StreamCount>,
+    pub lost_before: Option<StreamLoss>,
     /// Packets that were lost here, by reason.
-    pub lost_here: &'a BTreeMap<String, StreamCount>,
+    pub lost_here: &'a BTreeMap<String, StreamLoss>,
     /// The egresses.
     pub egresses: &'a [StreamEgressView],
     /// Faults of the contents in the last minute.
@@ -91,7 +93,7 @@ fn lost_before(judged: &Judged<'_>, before: u64) -> String {
 
 fn lost_here(judged: &Judged<'_>) -> Vec<String> {
     let lost = judged.lost_here.iter().filter(|(_, lost)| lost.minute > 0);
-    let sentence = |(reason, lost): (&String, &StreamCount)| {
+    let sentence = |(reason, lost): (&String, &StreamLoss)| {
         let here = |egress: &&StreamEgressView| egress.lost_here.contains_key(reason);
         let egresses = judged.egresses.iter().filter(here);
         let names: Vec<&str> = egresses.map(|egress| egress.interface.as_str()).collect();
@@ -152,8 +154,8 @@ fn faults(health: &StreamHealth) -> String {
 mod tests {
     use super::*;
 
-    fn count(minute: u64) -> StreamCount {
-        StreamCount { total: 99, minute }
+    fn count(minute: u64) -> StreamLoss {
+        StreamLoss { total: 99, minute }
     }
 
     fn verdict(
@@ -165,7 +167,7 @@ mod tests {
         let lost_here = here
             .iter()
             .map(|(reason, n)| (reason.to_string(), count(*n)));
-        let lost_here: BTreeMap<String, StreamCount> = lost_here.collect();
+        let lost_here: BTreeMap<String, StreamLoss> = lost_here.collect();
         let egress = StreamEgressView {
             interface: "eth1".into(),
             lost_here: lost_here.clone(),

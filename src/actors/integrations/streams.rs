@@ -73,8 +73,9 @@ impl Streams {
         let left_out = registry.take_left_out();
         metrics.set_limit(registry.live(), registry.limit(), left_out);
         let snapshot = self.context.snapshot.load_full();
-        let views = monitoring.views(&snapshot, self.context.now_ms());
-        if views.is_empty() && !std::mem::replace(&mut self.had_streams, !views.is_empty()) {
+        let views = monitoring.views(&snapshot.fib, self.context.now_ms());
+        let had_streams = std::mem::replace(&mut self.had_streams, !views.is_empty());
+        if views.is_empty() && !had_streams {
             return;
         }
         metrics.set(&views.iter().map(numbers).collect());
@@ -226,19 +227,12 @@ async fn post(webhook: &Webhook, body: String) -> Result<(), PostError> {
         .body(Full::new(Bytes::from(body)))?;
     let stream = TcpStream::connect(webhook.address).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let answer = async {
-        sender.ready().await?;
-        sender.send_request(request).await
-    };
-    tokio::select! {
-        ended = connection => match ended {
-            Err(error) => Err(error.into()),
-            Ok(()) => Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
-        },
-        answer = answer => match answer?.status() {
-            status if status.is_success() => Ok(()),
-            status => Err(PostError::Status(status)),
-        },
+    // It ends when the sender is dropped. Its errors are those of the request.
+    actix_rt::spawn(connection);
+    let answer = sender.send_request(request).await?;
+    match answer.status() {
+        status if status.is_success() => Ok(()),
+        status => Err(PostError::Status(status)),
     }
 }
 

@@ -1,5 +1,5 @@
 //! Packets made by hand, one fault at a time. The test with a stream of ffmpeg is in
-//! `tests/streams.rs`.
+//! `tests/stream_health.rs`.
 
 use super::*;
 

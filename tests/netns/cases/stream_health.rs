@@ -207,7 +207,7 @@ fn webhook(ns: &Ns, address: &str) -> Receiver<Value> {
                 }
             };
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
-            if body.is_none_or(|body| sender.send(body).is_err()) {
+            if body.is_some_and(|body| sender.send(body).is_err()) {
                 return;
             }
         }
