@@ -10,7 +10,7 @@ PACKAGES = gcc libc6-dev iproute2 iptables tcpdump iperf iputils-ping python3-sc
 UML_PACKAGES = user-mode-linux busybox-static kmod cpio xz-utils
 
 .PHONY: build dist dist-binary deb demo test test-packet test-kernels soak bench bench-membership micro check supply-chain \
-        third-party mutants compiler packages cross image test-image test-package test-helm \
+        test-page third-party mutants compiler packages cross image test-image test-package test-helm \
         install install-files install-smcroute offload-program clean
 
 # The label `revision` of mcastor_build_info.
@@ -48,6 +48,14 @@ test-package:
 	@$(MAKE) --no-print-directory deb TARGETS=x86_64-unknown-linux-gnu
 	@$(MAKE) --no-print-directory packages PACKAGES="debootstrap util-linux"
 	tests/package.sh target/dist-packages/mcastor_*_amd64.deb
+
+# Uses the page at / in headless Chromium: figures under traffic, search in 10,000 flows, keyboard,
+# phone, and axe-core. Installs Chromium (400 MB), and npm for axe-core. MCASTOR_BLESS=1 writes the
+# pictures in docs/.
+test-page: packages
+	@$(MAKE) --no-print-directory packages PACKAGES="chromium python3-websocket"
+	@command -v npm >/dev/null || $(MAKE) --no-print-directory packages PACKAGES=npm
+	MCASTOR_AXE=$$(tests/page/axe.sh) cargo test --locked --test netns -- page_browser:: --nocapture
 
 # Renders conf/helm with Helm, as a library from PyPI (75 MB), and checks the manifests.
 test-helm: packages

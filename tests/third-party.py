@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Writes THIRD-PARTY.md: the crates of the release build with their versions, licences and licence
-texts. With --check, only compares the file with the dependencies.
+"""Writes THIRD-PARTY.md: the crates of the release build and the scripts of the page, with their
+versions, licences and licence texts. With --check, only compares the file with the dependencies.
 
 The crates are those that the binary is built from: normal and build dependencies, and procedural
-macros. Crates of tests are not listed.
+macros. Crates of tests are not listed. The scripts are files of npm packages, unchanged, as
+vendored.json lists them.
 """
 
+import hashlib
 import json
 import re
 import subprocess
@@ -14,13 +16,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTICE = ROOT / "THIRD-PARTY.md"
+SCRIPTS = ROOT / "src/frontend/http/page/vendor"
 TARGETS = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"]
 LICENCE_FILE = re.compile(r"^(licen[cs]e|copying|copyright|notice|unlicen[cs]e)", re.IGNORECASE)
 HEADER = """\
 # Third-party notices
 
-mcastor contains the crates below. `tests/third-party.py` writes this file from `Cargo.lock` and the
-sources of the crates; `make test` checks that it is current.
+mcastor contains the crates below, and its page contains the scripts. `tests/third-party.py` writes
+this file from `Cargo.lock`, the sources of the crates and the folder of the scripts; `make test`
+checks that it is current.
 
 Each binary also contains the standard library of Rust (MIT or Apache-2.0). The binary of the
 container image is also linked statically with the GNU C library (LGPL-2.1-or-later).
@@ -48,9 +52,23 @@ def crates_of(graph):
     return {package["id"]: package for package in graph["packages"] if package["id"] in reached}
 
 
-def licence_texts(package):
-    """Returns the licence texts that a crate contains, by file name."""
-    folder = Path(package["manifest_path"]).parent
+def scripts():
+    """Returns the scripts of the page. Fails if one is not the file of its package."""
+    found = json.loads((SCRIPTS / "vendored.json").read_text(encoding="utf-8"))
+    for script in found:
+        script["folder"] = SCRIPTS / f"{script['name']}-{script['version']}"
+        file = script["folder"] / Path(script["file"]).name
+        if hashlib.sha256(file.read_bytes()).hexdigest() != script["sha256"]:
+            sys.exit(f"{file} is not {script['file']} of {script['name']} {script['version']}")
+    listed = {script["folder"].name for script in found}
+    unlisted = {path.name for path in SCRIPTS.iterdir() if path.is_dir()} - listed
+    if unlisted:
+        sys.exit(f"vendored.json does not list {', '.join(unlisted)}")
+    return found
+
+
+def licence_texts(folder):
+    """Returns the licence texts in the folder of a crate or script, by file name."""
     texts = {}
     for path in sorted(folder.iterdir()):
         files = [path]
@@ -72,10 +90,12 @@ def normalised(text):
 
 def render(packages):
     packages = sorted(packages, key=lambda p: (p["name"], p["version"]))
-    numbers, texts, rows = {}, [], []
-    for package in packages:
+    numbers, texts, rows, script_rows = {}, [], [], []
+
+    def numbers_of(folder):
+        """Returns the numbers of the licence texts in a folder."""
         cited = []
-        for text in licence_texts(package).values():
+        for text in licence_texts(folder).values():
             key = normalised(text)
             if not key:
                 continue
@@ -84,13 +104,22 @@ def render(packages):
                 numbers[key] = len(texts)
             if numbers[key] not in cited:
                 cited.append(numbers[key])
+        return cited
+
+    for package in packages:
+        cited = numbers_of(Path(package["manifest_path"]).parent)
         # Crates without a licence file: the authors, for the copyright notice.
         authors = ", ".join(re.sub(r"\s*<[^>]*>", "", author) for author in package["authors"])
         links = ", ".join(f"[{n}](#text-{n})" for n in sorted(cited))
         notice = links or f"none in the crate; by {authors or package['repository']}"
         rows.append(f"| {package['name']} | {package['version']} | {package['license']} | {notice} |")
+    for script in scripts():
+        links = ", ".join(f"[{n}](#text-{n})" for n in numbers_of(script["folder"]))
+        script_rows.append(f"| {script['name']} | {script['version']} | {script['licence']} | {links} |")
     out = [HEADER, "## Crates\n\n", "| Crate | Version | Licence | Texts |\n|---|---|---|---|\n"]
-    out.append("\n".join(rows) + "\n\n## Licence texts\n")
+    out.append("\n".join(rows) + "\n\n## Scripts\n\n")
+    out.append("| Package of npm | Version | Licence | Texts |\n|---|---|---|---|\n")
+    out.append("\n".join(script_rows) + "\n\n## Licence texts\n")
     for number, text in enumerate(texts, 1):
         lines = "\n".join(line.rstrip() for line in text.strip("\n\ufeff").splitlines())
         out.append(f"\n### Text {number}\n\n~~~text\n{lines}\n~~~\n")

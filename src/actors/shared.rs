@@ -211,7 +211,7 @@ impl RouterContext {
 
     /// Returns what says which plane forwards a flow.
     pub fn flow_planes(&self) -> FlowPlanes {
-        FlowPlanes(self.planes.clone())
+        FlowPlanes::new(self.planes.clone())
     }
 
     /// Sets the limit of flows, and how long a flow lasts after its last packet.
@@ -250,6 +250,11 @@ pub struct DiscoverySettings {
 pub struct FlowPlanes(Arc<Planes>);
 
 impl FlowPlanes {
+    /// Returns what answers for these planes.
+    pub fn new(planes: Arc<Planes>) -> Self {
+        Self(planes)
+    }
+
     /// Returns who forwards the packets of a flow that arrives on an interface of this plane.
     pub fn forwarding(
         &self,

@@ -1,6 +1,7 @@
 //! The data formats of queries and changes. HTTP, the control socket and `mcastor show` use the
 //! same data. docs/control.md describes version 1 for users.
 
+pub mod events;
 pub mod explain;
 pub mod openapi;
 mod show_query;

@@ -12,6 +12,7 @@ use utoipa::openapi::{
 };
 use utoipa::{IntoParams, ToSchema};
 
+use super::events::{EVENTS_PATH, EventQuery, EventView};
 use super::explain::{ExplainQuery, ExplainView};
 use super::show_query::{DropQuery, FlowOrder, FlowQuery, ShowQuery};
 use super::streams::{StreamQuery, StreamView};
@@ -37,7 +38,7 @@ pub fn openapi_text() -> serde_json::Result<String> {
 /// Returns all paths of `/api/v1`.
 pub fn api_paths() -> Vec<String> {
     let shows = ShowQuery::all().map(|query| show_path(&query));
-    let others = ["/api/v1/explain", OPENAPI_PATH].map(String::from);
+    let others = ["/api/v1/explain", EVENTS_PATH, OPENAPI_PATH].map(String::from);
     shows.into_iter().chain(others).collect()
 }
 
@@ -54,6 +55,7 @@ fn document() -> OpenApi {
     }
     paths = paths
         .path("/api/v1/explain", get(explain_operation(&mut schemas)))
+        .path(EVENTS_PATH, get(events_operation(&mut schemas)))
         .path(OPENAPI_PATH, get(openapi_operation()));
     let license = LicenseBuilder::new().name(env!("CARGO_PKG_LICENSE"));
     let info = InfoBuilder::new()
@@ -170,9 +172,15 @@ fn show_operation(query: &ShowQuery, schemas: &mut Schemas) -> OperationBuilder 
         ),
     };
     let rows = ArrayBuilder::new().items(row);
-    let show = ObjectBuilder::new()
+    let mut show = ObjectBuilder::new()
         .property(query.name(), rows)
         .required(query.name());
+    if matches!(query, ShowQuery::Flows(_)) {
+        let total = ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .description(Some("The number of flows without `limit` and `offset`."));
+        show = show.property("total", total).required("total");
+    }
     let operation = operation(query.name(), summary, answer("show", show));
     match query {
         ShowQuery::Flows(_) => {
@@ -189,6 +197,21 @@ fn explain_operation(schemas: &mut Schemas) -> OperationBuilder {
     let view = schemas.add::<ExplainView>();
     let summary = "What happens to a packet, and why";
     with_parameters::<ExplainQuery>(operation("explain", summary, answer("explain", view)))
+}
+
+fn events_operation(schemas: &mut Schemas) -> OperationBuilder {
+    schemas.add::<EventView>();
+    let event = ObjectBuilder::new().schema_type(Type::String);
+    let events = ResponseBuilder::new()
+        .description(
+            "Server-sent events for about 50 seconds. The data of each event is a JSON merge patch \
+             (RFC 7396) of a document, which is empty at first: what has changed since the event \
+             before.",
+        )
+        .content("text/event-stream", content(event));
+    let answer = ObjectBuilder::new();
+    let summary = "The tables of a view, and each second what has changed in them";
+    with_parameters::<EventQuery>(operation("events", summary, answer)).response("200", events)
 }
 
 fn openapi_operation() -> OperationBuilder {

@@ -66,6 +66,13 @@ pub struct FlowQuery {
     /// Largest number of flows. No limit by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
+    /// How many of the first flows are left out.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub offset: usize,
+    /// Only flows that contain each of these words: in an interface, an address, the route or the
+    /// plane. A word may be a prefix such as `232.0.0.0/8`. At most eight words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub search: Option<String>,
     /// The order, which decides which flows a limit selects.
     pub order: FlowOrder,
     /// Only flows that arrive on this interface.
@@ -97,8 +104,15 @@ pub enum FlowOrder {
     Packets,
     /// The flow with the most bytes first.
     Bytes,
+    /// The flow with the highest bit rate first: the average since its first packet, and in
+    /// `/api/v1/events` that of the last second.
+    Rate,
     /// By group, then by source.
     Address,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// The names of the queries.

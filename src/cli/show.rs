@@ -87,6 +87,13 @@ struct FlowArgs {
     /// Show at most N flows or streams (default: all) or drops (default: 20)
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
+    /// Only flows: leave out the first N, to see those after them
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    offset: usize,
+    /// Only flows: show those that contain each of these words: in an interface, an address, the route or
+    /// the plane. A word may be a prefix such as 232.0.0.0/8
+    #[arg(long, value_name = "WORDS")]
+    search: Option<String>,
     /// Only flows: sort them; --limit selects the first ones. Default: recent
     #[arg(long, value_name = "ORDER")]
     order: Option<FlowOrder>,
@@ -109,6 +116,8 @@ impl FlowArgs {
     fn query(&self) -> FlowQuery {
         FlowQuery {
             limit: self.limit,
+            offset: self.offset,
+            search: self.search.clone(),
             order: self.order.unwrap_or_default(),
             iif: self.iif.as_ref().map(ToString::to_string),
             source: self.source.map(|source| source.addr()),
@@ -142,6 +151,8 @@ impl FlowArgs {
     /// Refuses the arguments that only `show flows` accepts.
     fn refuse_flow_flags(&self, table: &str) -> Result<(), String> {
         let only_flows = [
+            (self.offset > 0, "--offset"),
+            (self.search.is_some(), "--search"),
             (self.order.is_some(), "--order"),
             (self.dropped, "--dropped"),
         ];
@@ -157,6 +168,8 @@ impl FlowArgs {
     fn first_given(&self) -> Option<&'static str> {
         [
             (self.limit.is_some(), "--limit"),
+            (self.offset > 0, "--offset"),
+            (self.search.is_some(), "--search"),
             (self.order.is_some(), "--order"),
             (self.iif.is_some(), "--iif"),
             (self.source.is_some(), "--source"),
@@ -324,10 +337,12 @@ mod tests {
         assert_eq!(query("flows"), Ok(ShowQuery::Flows(FlowQuery::default())));
         assert_eq!(
             query(
-                "flows --limit 10 --order bytes --iif eth0 --source 10.0.0.1 --group 225.1.2.3 --dropped --json"
+                "flows --limit 10 --offset 20 --search cameras --order bytes --iif eth0 --source 10.0.0.1 --group 225.1.2.3 --dropped --json"
             ),
             Ok(ShowQuery::Flows(FlowQuery {
                 limit: Some(10),
+                offset: 20,
+                search: Some("cameras".into()),
                 order: FlowOrder::Bytes,
                 iif: Some("eth0".into()),
                 source: Some([10, 0, 0, 1].into()),
@@ -338,6 +353,7 @@ mod tests {
         for (word, order) in [
             ("recent", FlowOrder::Recent),
             ("packets", FlowOrder::Packets),
+            ("rate", FlowOrder::Rate),
             ("address", FlowOrder::Address),
         ] {
             let expected = FlowQuery {
@@ -361,6 +377,8 @@ mod tests {
     fn other_tables_refuse_flow_arguments() {
         for (word, flag) in [
             ("--limit 10", "--limit"),
+            ("--offset 10", "--offset"),
+            ("--search x", "--search"),
             ("--order recent", "--order"),
             ("--iif eth0", "--iif"),
             ("--source 10.0.0.1", "--source"),

@@ -14,7 +14,7 @@ use crate::actors::messages::{QueryQueriers, QueryRefused, RefusedMessages};
 use crate::actors::shared::Snapshot;
 use crate::api::{
     DropQuery, ExplainQuery, ExplainView, ExplainedEgress, ExplainedIngress, ExplainedQuerier,
-    ExplainedRule, FlowOrder, FlowQuery, RefusedView,
+    ExplainedRule, FlowQuery, RefusedView,
 };
 use crate::discovery::config::DiscoveryRule;
 use crate::forward::fragment::{clear_dont_fragment, fragment};
@@ -39,12 +39,10 @@ pub async fn explain(
     let groups = query::groups(context).await?;
     let same_group = |group: &crate::api::GroupView| group.group == packet.group.to_string();
     let flows = FlowQuery {
-        limit: None,
-        order: FlowOrder::Recent,
         iif: packet.iif.clone(),
         source: Some(packet.source),
         group: Some(packet.group),
-        dropped: false,
+        ..FlowQuery::default()
     };
     let seen = flow_views::flows(context, flows).await;
     let drops = DropQuery {
@@ -66,7 +64,9 @@ pub async fn explain(
         groups: groups.into_iter().filter(same_group).collect(),
         queriers: queriers(context, packet.group).await?,
         refused: refused(context, packet.group).await?,
-        seen: seen.map_err(|_| QueryError::NoAnswer("an interface"))?,
+        seen: seen
+            .map(|seen| seen.flows)
+            .map_err(|_| QueryError::NoAnswer("an interface"))?,
         drops: drops.map_err(|_| QueryError::NoAnswer("an interface"))?,
         discovery: discovery_of(context, &packet),
         packet,

@@ -1,5 +1,5 @@
 //! `show flows`: reads the flows in pages from the interface actors, which forward packets in the
-//! meantime, and renders them in the background.
+//! meantime. Selects and renders them in the background.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -9,6 +9,7 @@ use std::time::Duration;
 use actix::MailboxError;
 use futures_util::future::join_all;
 
+use super::search::Search;
 use super::{background, drop_views};
 use crate::actors::directory::NoReceiver;
 use crate::actors::messages::{DropPage, FlowPage, QueryFlows};
@@ -23,11 +24,59 @@ use crate::table::flows::{Flow, FlowFilter, FlowKey, FlowRecord, Verdicts};
 /// How long an interface actor may take to return a page.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The flows that match a query, or a page of them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SelectedFlows {
+    /// The flows of the page.
+    pub flows: Vec<FlowView>,
+    /// The number of flows that match.
+    pub total: usize,
+}
+
+/// The flows of the router at one time. Pages are selected from it.
+pub struct FlowTable {
+    snapshot: Arc<Snapshot>,
+    streams: Arc<StreamState>,
+    planes: FlowPlanes,
+    names: HashMap<InterfaceId, IfName>,
+    rows: Vec<FlowRow>,
+    now_ms: u64,
+}
+
+/// A flow, and the interface that it arrives on.
+#[derive(Debug, Clone, Copy)]
+pub struct FlowRow {
+    /// The interface.
+    pub index: InterfaceId,
+    /// Whether the numbers are those of dropped packets.
+    pub dropped: bool,
+    /// The flow.
+    pub record: FlowRecord,
+}
+
 /// Returns the flows that match a query. An interface that is removed in the meantime has none.
 ///
 /// # Errors
 /// An interface actor does not answer: the list would be incomplete.
-pub async fn flows(context: &RouterContext, query: FlowQuery) -> Result<Vec<FlowView>, NoReceiver> {
+pub async fn flows(context: &RouterContext, query: FlowQuery) -> Result<SelectedFlows, NoReceiver> {
+    let table = read_table(context, &query).await?;
+    let selected = background::run(move || {
+        let (rows, total) = table.select(&query, |row| average_rate(&row.record.flow));
+        let flows = rows.iter().map(|row| table.view(row)).collect();
+        SelectedFlows { flows, total }
+    });
+    selected.await.ok_or(NoReceiver)
+}
+
+/// Reads the flows that arrive on the interface of a query, with its source and its group. The rest
+/// of the query is applied by [`FlowTable::select`].
+///
+/// # Errors
+/// An interface actor does not answer: the list would be incomplete.
+pub async fn read_table(
+    context: &RouterContext,
+    query: &FlowQuery,
+) -> Result<FlowTable, NoReceiver> {
     let snapshot = context.snapshot.load_full();
     let now_ms = context.now_ms();
     let filter = FlowFilter {
@@ -41,29 +90,45 @@ pub async fn flows(context: &RouterContext, query: FlowQuery) -> Result<Vec<Flow
     };
     let interfaces = snapshot.interfaces.iter().filter(is_selected);
     let pages = join_all(interfaces.clone().map(|handle| read_all(handle, filter))).await;
-    let pages = pages.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let mut dropped = Vec::new();
+    let mut names = HashMap::new();
+    let mut rows = Vec::new();
+    for page in pages
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .flatten()
+    {
+        let index = page.index;
+        names.entry(index).or_insert(page.interface);
+        rows.extend(page.flows.into_iter().map(|record| FlowRow {
+            index,
+            dropped: false,
+            record,
+        }));
+    }
     if query.dropped {
         let idle_ms = context.flow_idle_ms();
         for handle in interfaces {
             if let Some(page) = drop_views::read(&handle.drops).await? {
-                dropped.push((handle.index, dropped_flows(&page, filter, idle_ms, now_ms)));
+                let index = handle.index;
+                let dropped = dropped_flows(&page, filter, idle_ms, now_ms);
+                names.entry(index).or_insert(page.interface);
+                rows.extend(dropped.into_iter().map(|record| FlowRow {
+                    index,
+                    dropped: true,
+                    record,
+                }));
             }
         }
     }
-    let (streams, planes) = (context.streams.clone(), context.flow_planes());
-    let rendered = background::run(move || {
-        let pages = pages.into_iter().flatten().collect();
-        render(
-            &snapshot,
-            (&streams, &planes),
-            pages,
-            dropped,
-            &query,
-            now_ms,
-        )
-    });
-    rendered.await.ok_or(NoReceiver)
+    Ok(FlowTable {
+        streams: context.streams.clone(),
+        planes: context.flow_planes(),
+        snapshot,
+        names,
+        rows,
+        now_ms,
+    })
 }
 
 /// Reads all flows of one interface.
@@ -87,39 +152,82 @@ async fn read_all(
     Ok(pages)
 }
 
-fn render(
-    snapshot: &Arc<Snapshot>,
-    (streams, planes): (&StreamState, &FlowPlanes),
-    pages: Vec<FlowPage>,
-    dropped: Vec<(InterfaceId, Vec<FlowRecord>)>,
-    query: &FlowQuery,
-    now_ms: u64,
-) -> Vec<FlowView> {
-    let mut names: HashMap<InterfaceId, IfName> = HashMap::new();
-    let mut flows: Vec<(InterfaceId, bool, FlowRecord)> = Vec::new();
-    for page in pages {
-        names.entry(page.index).or_insert(page.interface);
-        let index = page.index;
-        flows.extend(page.flows.into_iter().map(|flow| (index, false, flow)));
+/// Returns the average rate of a flow since its first packet, in bits per second.
+fn average_rate(flow: &Flow) -> f64 {
+    let seconds = flow.seen_ms.saturating_sub(flow.began_ms).max(1) as f64 / 1000.0;
+    flow.bytes as f64 * 8.0 / seconds
+}
+
+impl FlowTable {
+    /// Returns all flows.
+    pub fn rows(&self) -> &[FlowRow] {
+        &self.rows
     }
-    for (index, records) in dropped {
-        flows.extend(records.into_iter().map(|flow| (index, true, flow)));
+
+    /// Returns when the flows were read, in milliseconds since the start.
+    pub fn now_ms(&self) -> u64 {
+        self.now_ms
     }
-    match query.order {
-        FlowOrder::Recent => flows.sort_by_key(|(_, _, f)| Reverse(f.flow.seen_ms)),
-        FlowOrder::Packets => flows.sort_by_key(|(_, _, f)| Reverse(f.flow.packets)),
-        FlowOrder::Bytes => flows.sort_by_key(|(_, _, f)| Reverse(f.flow.bytes)),
-        FlowOrder::Address => flows.sort_by_key(|(_, _, f)| (f.key.1, f.key.0)),
-    }
-    flows.truncate(query.limit.unwrap_or(usize::MAX));
-    let view = |(index, dropped, record): (InterfaceId, bool, FlowRecord)| {
-        let name = names.get(&index).map_or("", IfName::as_str);
-        FlowView {
-            dropped,
-            ..flow(snapshot, (streams, planes), (index, name), &record, now_ms)
+
+    /// Returns the flows of the page that `query` asks for, and the number of flows that match.
+    /// `bit_rate` returns the rate of a flow, for the order by rate.
+    pub fn select(
+        &self,
+        query: &FlowQuery,
+        bit_rate: impl Fn(&FlowRow) -> f64,
+    ) -> (Vec<FlowRow>, usize) {
+        let search = Search::new(query.search.as_deref().unwrap_or_default());
+        let is_wanted = |row: &&FlowRow| {
+            (query.dropped || !row.dropped)
+                && (search.is_empty() || search.matches(&self.texts(row)))
+        };
+        let mut rows: Vec<FlowRow> = self.rows.iter().filter(is_wanted).copied().collect();
+        // The address decides between equal flows, so that pages do not overlap.
+        let address = |row: &FlowRow| (row.record.key.1, row.record.key.0, row.index);
+        let flow = |row: &FlowRow| row.record.flow;
+        match query.order {
+            FlowOrder::Recent => rows.sort_by_key(|r| (Reverse(flow(r).seen_ms), address(r))),
+            FlowOrder::Packets => rows.sort_by_key(|r| (Reverse(flow(r).packets), address(r))),
+            FlowOrder::Bytes => rows.sort_by_key(|r| (Reverse(flow(r).bytes), address(r))),
+            FlowOrder::Rate => {
+                rows.sort_by_cached_key(|r| (Reverse(bit_rate(r) as u64), address(r)));
+            }
+            FlowOrder::Address => rows.sort_by_key(address),
         }
-    };
-    flows.into_iter().map(view).collect()
+        let total = rows.len();
+        let rows = rows.into_iter().skip(query.offset);
+        (
+            rows.take(query.limit.unwrap_or(usize::MAX)).collect(),
+            total,
+        )
+    }
+
+    /// Returns the texts of a flow that can be searched.
+    fn texts(&self, row: &FlowRow) -> Vec<String> {
+        let view = self.view(row);
+        let mut texts = vec![view.iif, view.source, view.group, view.plane];
+        texts.extend(view.route);
+        texts.extend(view.oifs);
+        if view.dropped {
+            texts.push("dropped".into());
+        }
+        texts
+    }
+
+    /// Renders a flow with the route that forwards it in this snapshot.
+    pub fn view(&self, row: &FlowRow) -> FlowView {
+        let name = self.names.get(&row.index).map_or("", IfName::as_str);
+        FlowView {
+            dropped: row.dropped,
+            ..flow(
+                &self.snapshot,
+                (&self.streams, &self.planes),
+                (row.index, name),
+                &row.record,
+                self.now_ms,
+            )
+        }
+    }
 }
 
 /// Returns the flows whose packets would be forwarded with other routes, other members or a higher
@@ -215,5 +323,99 @@ fn flow(
         age_ms: now_ms.saturating_sub(flow.began_ms),
         idle_ms: now_ms.saturating_sub(flow.seen_ms),
         dropped: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::planes::Planes;
+    use crate::planes::sim::SimPlane;
+
+    fn index() -> InterfaceId {
+        InterfaceId::new(1).unwrap()
+    }
+
+    /// Returns a flow. Flow `n` has `n` packets of 100 bytes.
+    fn row(n: u32) -> FlowRow {
+        let [_, _, high, low] = n.to_be_bytes();
+        let flow = Flow {
+            verdicts: Verdicts::default(),
+            generation: 0,
+            packets: n.into(),
+            bytes: u64::from(n) * 100,
+            began_ms: 0,
+            seen_ms: 1_000 + u64::from(n % 7),
+        };
+        let key = ([10, 0, high, low].into(), [232, 1, high, low].into());
+        FlowRow {
+            index: index(),
+            dropped: n % 1_000 == 999,
+            record: FlowRecord { key, flow },
+        }
+    }
+
+    fn table(flows: u32) -> FlowTable {
+        let planes = Planes::new(Box::new(SimPlane::default()), Vec::new());
+        FlowTable {
+            snapshot: Arc::default(),
+            streams: Arc::new(StreamState::for_streams(16)),
+            planes: FlowPlanes::new(planes.into()),
+            names: [(index(), "eth0".parse().unwrap())].into(),
+            rows: (0..flows).map(row).collect(),
+            now_ms: 2_000,
+        }
+    }
+
+    fn select(table: &FlowTable, query: FlowQuery) -> (Vec<u64>, usize) {
+        let (rows, total) = table.select(&query, |row| row.record.flow.bytes as f64);
+        let packets = rows.iter().map(|row| row.record.flow.packets).collect();
+        (packets, total)
+    }
+
+    #[test]
+    fn ten_thousand_flows_are_searched_sorted_and_paged() {
+        let table = table(10_000);
+        let query = |search: &str, offset, limit| FlowQuery {
+            search: Some(search.into()),
+            order: FlowOrder::Rate,
+            offset,
+            limit: Some(limit),
+            ..FlowQuery::default()
+        };
+        assert_eq!(select(&table, query("", 0, 2)), (vec![9_998, 9_997], 9_990));
+        assert_eq!(select(&table, query("", 9_989, 50)), (vec![0], 9_990));
+        assert_eq!(
+            select(&table, query("232.1.3.0/24 eth0", 0, 1)),
+            (vec![1_023], 255)
+        );
+        assert_eq!(
+            select(&table, query("10.0.7.77", 0, 50)),
+            (vec![7 * 256 + 77], 1)
+        );
+        assert_eq!(select(&table, query("eth1", 0, 50)), (vec![], 0));
+        let dropped = FlowQuery {
+            dropped: true,
+            ..query("dropped", 0, 1)
+        };
+        assert_eq!(select(&table, dropped), (vec![9_999], 10));
+    }
+
+    /// The flows that share a time or a rate are on one page each.
+    #[test]
+    fn pages_of_equal_flows_do_not_overlap() {
+        let table = table(500);
+        for order in [FlowOrder::Recent, FlowOrder::Rate, FlowOrder::Address] {
+            let page = |offset| FlowQuery {
+                order,
+                offset,
+                limit: Some(50),
+                ..FlowQuery::default()
+            };
+            let pages = (0..10).map(|n| table.select(&page(n * 50), |_| 0.0).0);
+            let mut seen: Vec<u64> = pages.flatten().map(|r| r.record.flow.packets).collect();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..500).collect::<Vec<u64>>(), "{order:?}");
+        }
     }
 }

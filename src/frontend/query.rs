@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
+use super::flow_views::SelectedFlows;
 use super::ingress_names::ingress_named;
 use super::{discovery_views, drop_views, flow_views, group_views, stream_views, views};
 use crate::actors::RouterContext;
@@ -19,7 +20,8 @@ use crate::actors::messages::{
 };
 use crate::actors::shared::ProcessRequest;
 use crate::api::{
-    GroupView, JoinSpec, RouteSpec, RuleChange, ShowQuery, ShowReply, UpgradeQuery, UpgradeReport,
+    FlowQuery, GroupView, JoinSpec, RouteSpec, RuleChange, ShowQuery, ShowReply, UpgradeQuery,
+    UpgradeReport,
 };
 use crate::model::{
     AddrError, GroupPrefix, IfPattern, InterfaceId, JoinPolicy, JoinRule, LinkError, Origin,
@@ -142,15 +144,21 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
             let streams = stream_views::streams(context, query).await;
             ShowReply::Streams(streams.map_err(|_| QueryError::NoAnswer("the router"))?)
         }
-        ShowQuery::Flows(query) => {
-            if let Some(iif) = &query.iif {
-                let snapshot = context.snapshot.load_full();
-                ingress_named(&snapshot, iif).map_err(QueryError::Refused)?;
-            }
-            let flows = flow_views::flows(context, query).await;
-            ShowReply::Flows(flows.map_err(|_| QueryError::NoAnswer("an interface"))?)
-        }
+        ShowQuery::Flows(query) => ShowReply::Flows(flows(context, query).await?.flows),
     })
+}
+
+/// Returns the flows that match a query.
+///
+/// # Errors
+/// There is no such interface, or an interface actor does not answer.
+pub async fn flows(context: &RouterContext, query: FlowQuery) -> Result<SelectedFlows, QueryError> {
+    if let Some(iif) = &query.iif {
+        let snapshot = context.snapshot.load_full();
+        ingress_named(&snapshot, iif).map_err(QueryError::Refused)?;
+    }
+    let flows = flow_views::flows(context, query).await;
+    flows.map_err(|_| QueryError::NoAnswer("an interface"))
 }
 
 /// Returns the groups that hosts and this host have joined.

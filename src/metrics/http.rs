@@ -21,11 +21,13 @@ pub enum HttpRefusal {
     Pipelined,
     /// The request line and the headers were too long.
     LongHead,
+    /// Too many event streams were open.
+    EventStreams,
 }
 
 impl HttpRefusal {
     /// All reasons.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Host,
         Self::Busy,
         Self::Evicted,
@@ -33,6 +35,7 @@ impl HttpRefusal {
         Self::WriteTimeout,
         Self::Pipelined,
         Self::LongHead,
+        Self::EventStreams,
     ];
 
     /// Returns the value of the label `reason`.
@@ -45,6 +48,7 @@ impl HttpRefusal {
             Self::WriteTimeout => "write_timeout",
             Self::Pipelined => "pipelined",
             Self::LongHead => "long_head",
+            Self::EventStreams => "event_streams",
         }
     }
 }

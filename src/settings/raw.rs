@@ -49,7 +49,7 @@ raw_tables! {
         /// the machine and names without a dot. Requests for other hosts are refused.
         hosts: Strings, default_described("`[]`"), range("host names without port"),
             example("[\"mcastor.example.net\"]");
-        /// false turns /api/v1 off.
+        /// false turns /api/v1 and the page at / off.
         api: Boolean, default_boolean(true);
     }
 

@@ -63,7 +63,7 @@ pub struct HttpSettings {
     pub listen: Option<HttpAddress>,
     /// Host names that requests may use besides the built-in ones: lower case, without a final dot.
     pub hosts: Vec<String>,
-    /// Whether to serve `/api/v1`.
+    /// Whether to serve `/api/v1` and the page.
     pub api: bool,
     /// Whether the settings do not mention `api`.
     pub api_is_default: bool,

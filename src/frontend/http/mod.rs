@@ -1,5 +1,5 @@
-//! HTTP, read-only: `/metrics`, `/healthz`, `/readyz`, and `/api/v1` with the data of
-//! `mcastor show` and `mcastor explain`.
+//! HTTP, read-only: `/metrics`, `/healthz`, `/readyz`, `/api/v1` with the data of `mcastor show` and
+//! `mcastor explain`, and at `/` a page that shows them.
 //!
 //! Clients may be hostile. Each of them costs a bounded amount of memory:
 //!
@@ -11,37 +11,45 @@
 mod actor;
 mod answers;
 mod connections;
+mod error_answers;
+mod events;
 mod host;
 mod listener;
+mod page;
 mod refusals;
 mod request_stream;
 mod server;
+mod site;
 
 pub use actor::HttpServerActor;
 pub use listener::HttpListener;
+pub use page::{PageFile, page_files};
 pub use refusals::Refusals;
 pub use server::HttpServer;
 
-use std::borrow::Cow;
 use std::fmt::Display;
 use std::io;
 use std::sync::Arc;
 
+use actix_web::HttpResponse;
 use actix_web::dev::Server;
-use actix_web::error::{InternalError, QueryPayloadError};
-use actix_web::http::StatusCode;
 use actix_web::http::header::ContentType;
 use actix_web::web::{self, Data};
-use actix_web::{HttpRequest, HttpResponse};
+use serde::Serialize;
 use serde_json::json;
 
-use super::query::QueryError;
+use super::flow_views::SelectedFlows;
+use super::live::Feed;
 use super::{background, query};
 use crate::actors::RouterContext;
-use crate::api::openapi::{OPENAPI_PATH, api_paths, openapi_text};
+use crate::api::events::EVENTS_PATH;
+use crate::api::openapi::{OPENAPI_PATH, openapi_text};
 use crate::api::{self, DropQuery, ExplainQuery, FlowQuery, ShowQuery, ShowReply, StreamQuery};
-use crate::model::escape::{EscapeStyle, escape};
-use answers::{AnswerLimits, Busy};
+use answers::{AnswerLimits, Busy, RenderTurn};
+use error_answers::{
+    api_is_off, escaped, failed, invalid_parameters, not_encoded, not_found, unavailable,
+};
+use site::Site;
 
 /// The configuration of the server.
 #[derive(Debug)]
@@ -50,7 +58,7 @@ pub struct HttpConfig {
     pub listener: HttpListener,
     /// Host names under which the server is reached, besides the built-in ones.
     pub hosts: Vec<String>,
-    /// Whether to serve `/api/v1`.
+    /// Whether to serve `/api/v1` and the page.
     pub api: bool,
     /// How many connections the limit of open files permits.
     pub max_connections: usize,
@@ -71,19 +79,14 @@ impl HttpConfig {
     }
 }
 
-/// What the handlers share.
-struct Site {
-    context: Arc<RouterContext>,
-    answers: AnswerLimits,
-    api: bool,
-}
-
 /// Starts the server.
 fn serve(context: Arc<RouterContext>, config: HttpConfig) -> io::Result<Server> {
     let refusals = Refusals::new(context.catalog.http.clone());
     let site = Data::new(Site {
+        feed: Feed::new(context.clone()),
         context,
         answers: AnswerLimits::new(refusals.clone()),
+        refusals: refusals.clone(),
         api: config.api,
     });
     let server = HttpServer {
@@ -100,7 +103,10 @@ fn serve(context: Arc<RouterContext>, config: HttpConfig) -> io::Result<Server> 
             .route("/readyz", web::get().to(readyz))
             .default_service(web::to(not_found));
         if site.api {
-            app.route("/api/v1/flows", web::get().to(flows))
+            app.route("/", web::get().to(page::page))
+                .route("/page/{name}", web::get().to(page::page))
+                .route(EVENTS_PATH, web::get().to(events::events))
+                .route("/api/v1/flows", web::get().to(flows))
                 .route("/api/v1/drops", web::get().to(drops))
                 .route("/api/v1/streams", web::get().to(streams))
                 .route("/api/v1/explain", web::get().to(explain))
@@ -162,7 +168,23 @@ async fn readyz(site: Data<Site>) -> HttpResponse {
 }
 
 async fn flows(site: Data<Site>, arguments: web::Query<FlowQuery>) -> HttpResponse {
-    reply(&site, ShowQuery::Flows(arguments.into_inner())).await
+    match rendered_flows(&site, arguments.into_inner()).await {
+        Ok(response) => response,
+        Err(busy) => unavailable(&busy.to_string()),
+    }
+}
+
+async fn rendered_flows(site: &Site, arguments: FlowQuery) -> Result<HttpResponse, Busy> {
+    let turn = site.answers.api_turn().await?;
+    let selected = match query::flows(&site.context, arguments).await {
+        Ok(selected) => selected,
+        Err(e) => return Ok(failed(&e)),
+    };
+    let encoded = background::run(move || {
+        let SelectedFlows { flows, total } = selected;
+        encode(&json!({ "flows": flows, "total": total }))
+    });
+    answered(turn, encoded.await).await
 }
 
 async fn drops(site: Data<Site>, arguments: web::Query<DropQuery>) -> HttpResponse {
@@ -226,12 +248,19 @@ async fn reply(site: &Site, query: ShowQuery) -> HttpResponse {
 async fn rendered_reply(site: &Site, query: ShowQuery) -> Result<HttpResponse, Busy> {
     let turn = site.answers.api_turn().await?;
     let encoded = match query::show(&site.context, query).await {
-        Ok(reply @ (ShowReply::Flows(_) | ShowReply::Drops(_) | ShowReply::Streams(_))) => {
+        Ok(reply @ (ShowReply::Drops(_) | ShowReply::Streams(_))) => {
             background::run(move || encode(&reply)).await
         }
         Ok(reply) => web::block(move || encode(&reply)).await.ok(),
         Err(e) => return Ok(failed(&e)),
     };
+    answered(turn, encoded).await
+}
+
+async fn answered(
+    turn: RenderTurn<'_>,
+    encoded: Option<serde_json::Result<String>>,
+) -> Result<HttpResponse, Busy> {
     Ok(match encoded {
         Some(Ok(text)) => HttpResponse::Ok()
             .content_type(ContentType::json())
@@ -240,76 +269,14 @@ async fn rendered_reply(site: &Site, query: ShowQuery) -> Result<HttpResponse, B
     })
 }
 
-/// Returns an answer of the API that says what is wrong.
-fn error_answer(status: StatusCode, error: &str) -> HttpResponse {
-    let answer = json!({ "version": api::VERSION, "error": error });
-    HttpResponse::build(status)
-        .content_type(ContentType::json())
-        .body(escaped(answer.to_string()))
-}
-
-fn unavailable(error: &str) -> HttpResponse {
-    error_answer(StatusCode::SERVICE_UNAVAILABLE, error)
-}
-
-fn not_encoded() -> HttpResponse {
-    error_answer(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "the reply could not be encoded; the log says why at level debug",
-    )
-}
-
-fn failed(error: &QueryError) -> HttpResponse {
-    match error {
-        QueryError::NoAnswer(_) => unavailable(&error.to_string()),
-        QueryError::Refused(why) => error_answer(StatusCode::BAD_REQUEST, why),
-    }
-}
-
-/// Answers a request with missing, unknown or invalid query parameters.
-fn invalid_parameters(error: QueryPayloadError, _: &HttpRequest) -> actix_web::Error {
-    let why = match &error {
-        QueryPayloadError::Deserialize(why) => why.to_string(),
-        _ => error.to_string(),
-    };
-    let answer = error_answer(StatusCode::BAD_REQUEST, &why);
-    InternalError::from_response(error, answer).into()
-}
-
-fn encode(reply: &ShowReply) -> serde_json::Result<String> {
+fn encode(reply: &impl Serialize) -> serde_json::Result<String> {
     let text = serde_json::to_string(&json!({ "version": api::VERSION, "show": reply }))?;
     Ok(escaped(text))
-}
-
-/// Returns JSON that a terminal can show, for instance by curl.
-fn escaped(json: String) -> String {
-    match escape(&json, EscapeStyle::Json) {
-        Cow::Borrowed(_) => json,
-        Cow::Owned(escaped) => escaped,
-    }
-}
-
-async fn api_is_off() -> HttpResponse {
-    error_answer(
-        StatusCode::NOT_FOUND,
-        "the API is turned off by api = false in [http] of the settings",
-    )
-}
-
-async fn not_found(site: Data<Site>) -> HttpResponse {
-    let api = match site.api {
-        true => " ".to_string() + &api_paths().join(" "),
-        false => String::new(),
-    };
-    HttpResponse::NotFound()
-        .content_type(ContentType::plaintext())
-        .body(format!("there are /metrics /healthz /readyz{api}\n"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use actix_web::body::MessageBody;
 
     #[test]
     fn reply_is_json_without_bidirectional_controls() {
@@ -318,17 +285,5 @@ mod tests {
         assert!(body.is_ascii(), "{body}");
         let body: serde_json::Value = serde_json::from_str(&body).unwrap();
         assert!(body["show"].to_string().contains(text));
-    }
-
-    /// The answers with 500 and 503, which the test of the OpenAPI document cannot cause.
-    #[test]
-    fn error_answers_have_version_and_error() {
-        for response in [unavailable("a\u{202e}b"), not_encoded()] {
-            let body = response.into_body().try_into_bytes().unwrap();
-            assert!(body.is_ascii(), "{body:?}");
-            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
-            let keys: Vec<_> = body.as_object().unwrap().keys().collect();
-            assert_eq!(keys, ["error", "version"]);
-        }
     }
 }

@@ -48,6 +48,8 @@ mod mnat_server;
 mod openapi;
 mod operation;
 mod packets;
+mod page;
+mod page_browser;
 mod panics;
 mod planes_compared;
 mod podman;
@@ -111,6 +113,8 @@ pub fn all() -> Vec<Case> {
         smcroute_files::cases(),
         smcroute_process::cases(),
         packets::cases(),
+        page::cases(),
+        page_browser::cases(),
         gso::cases(),
         checksums::cases(),
         ttl::cases(),

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::process::Command;
 
+use mcastor::api::events::EVENTS_PATH;
 use mcastor::api::openapi::{OPENAPI_PATH, api_paths};
 use serde_json::{Value, json};
 
 use super::{cases, route};
-use crate::lab::http::{self, Answer};
+use crate::lab::http::{self, Answer, Events};
 use crate::lab::mnat::Ca;
 use crate::lab::proxy::{join_source, proxy};
 use crate::lab::{GroupMember, Injector, Lab, Router, Star, Udp, eventually};
@@ -154,13 +155,22 @@ fn answers_match_the_document(lab: &Lab) {
 
     let mut answers = Answers::default();
     for path in api_paths() {
-        if path != "/api/v1/explain" {
+        if !["/api/v1/explain", EVENTS_PATH].contains(&path.as_str()) {
             answers.get(&router, &path, 200);
         }
     }
+    let address = "127.0.0.1:9464".parse().expect("an address");
+    let events = Events::open(&star.rtr, address, EVENTS_PATH);
+    let events = Answer {
+        status: 200,
+        head: events.head,
+        body: "data: {}".into(),
+    };
+    answers.add(EVENTS_PATH, &events);
     let document = answers.get(&router, OPENAPI_PATH, 200);
     for arguments in [
         "flows?dropped=true&order=packets&limit=10",
+        "flows?search=in%20239.0.0.0/8&order=rate&offset=1",
         "drops?iif=in&limit=1",
         "explain?source=10.0.0.10&group=239.7.1.1&iif=in",
         "explain?source=10.0.0.10&group=239.1.2.3&iif=in",
@@ -174,6 +184,8 @@ fn answers_match_the_document(lab: &Lab) {
     for arguments in [
         "flows?limit=x",
         "flows?iif=absent0",
+        "events?view=absent",
+        "events?limit=1000",
         "drops?limt=1",
         "drops?source=a%E2%80%AEb",
         "explain",
@@ -183,7 +195,6 @@ fn answers_match_the_document(lab: &Lab) {
         let keys: Vec<&String> = answer.as_object().expect("an object").keys().collect();
         assert_eq!(keys, ["error", "version"]);
     }
-    let address = "127.0.0.1:9464".parse().expect("an address");
     for path in api_paths() {
         let text = format!("GET {path} HTTP/1.1\r\nHost: evil.example\r\n\r\n");
         let answer = http::request(&star.rtr, address, &text).expect("an answer");

@@ -44,6 +44,8 @@ pub enum Need {
     Python(&'static str, &'static str),
     /// scapy for /usr/bin/python3.
     Scapy,
+    /// An environment variable, and the target of the Makefile that sets it.
+    Variable(&'static str, &'static str),
     /// `iptables` that works in a fresh namespace.
     Iptables,
     /// The `demo` command in this build.
@@ -235,6 +237,9 @@ fn missing_need(need: Need) -> Option<String> {
                 .output();
             (!out.is_ok_and(|o| o.status.success()))
                 .then(|| format!("{module} (apt-get install {package})"))
+        }
+        Need::Variable(name, target) => {
+            (std::env::var_os(name).is_none()).then(|| format!("{name} (make {target})"))
         }
         Need::Scapy => missing_need(Need::Python("scapy", "python3-scapy")),
         Need::Iptables => {
