@@ -36,10 +36,16 @@ const LAYERS: &[(&str, &[&str])] = &[
             "model",
             "forward::reason::DropReason",
             "membership::config::Protocol",
+            "merge::statistics::MergeStatistics",
         ],
     ),
+    // Two paths of one stream become one.
+    ("merge", &["model", "wire", "probe::payload"]),
     // Code that every plane shares: batches, the switch, the egress queue.
-    ("pipeline", &["model", "wire", "table", "forward", "sys"]),
+    (
+        "pipeline",
+        &["model", "wire", "table", "forward", "merge", "sys"],
+    ),
     (
         "planes",
         &[
@@ -91,6 +97,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "table",
             "forward",
             "sys",
+            "merge",
             "pipeline",
             "planes",
             "metrics",
@@ -109,6 +116,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "membership",
             "table",
             "forward",
+            "merge",
             "metrics",
             "api",
             "mnat",

@@ -18,6 +18,7 @@ use mcastor::doctor::examine::NORMAL_REASONS;
 use mcastor::forward::DropReason;
 use mcastor::frontend::control::{Outcome, Request, Response};
 use mcastor::membership::{MembershipRefusal, Protocol};
+use mcastor::merge::MergeStatistics;
 use mcastor::metrics::http::HttpRefusal;
 use mcastor::metrics::membership::{Direction, MembershipState};
 use mcastor::metrics::{Catalog, MnatServerCatalog};
@@ -113,6 +114,8 @@ fn catalogue_text() -> String {
         .discovery
         .count_withheld("mdns", "question", "denied");
     catalog.discovery.set_known("mdns", 1, 1);
+    let none = MergeStatistics::default();
+    catalog.merge.add("cameras", &none, &none);
     catalog.count_ended_flows("eth0", FlowEnd::Idle, 1);
     catalog.count_evicted_dropped_flows("eth0", 1);
     catalog.count_takeovers("eth0", TakeoverRole::Ingress, 1);

@@ -22,6 +22,7 @@ use crate::amt::config::AmtConfig;
 use crate::api::UpgradeReport;
 use crate::discovery::config::DiscoveryRule;
 use crate::forward::LoopGuard;
+use crate::merge::Merges;
 use crate::metrics::Catalog;
 use crate::mnat;
 use crate::model::{Aliases, IfName, InterfaceId, PlaneName};
@@ -86,6 +87,8 @@ pub struct RouterContext {
     pub loop_guard: Arc<LoopGuard>,
     /// The active ingress of each stream, and other forwarders.
     pub streams: Arc<StreamState>,
+    /// The merges of two paths.
+    pub merges: Arc<Merges>,
     /// The routes of which a warning said that packets arrive with too low a TTL.
     pub ttl_warnings: TtlWarnings,
     /// The trace of live packets, if a client requests one.
@@ -148,6 +151,7 @@ impl RouterContext {
             membership_keeper,
             loop_guard: Arc::default(),
             streams: Arc::new(StreamState::for_streams(flows)),
+            merges: Arc::default(),
             ttl_warnings: TtlWarnings::default(),
             live_trace: LiveTrace::default(),
             flow_changes: Notify::new(),

@@ -15,6 +15,7 @@ use super::discovery::DiscoveryFamilies;
 use super::families::{Families, MetricsRegistry};
 use super::http::HttpFamilies;
 use super::membership::MembershipFamilies;
+use super::merge::MergeFamilies;
 use super::mnat::MnatFamilies;
 use super::process::ProcessFamilies;
 use crate::forward::DropReason;
@@ -154,6 +155,8 @@ pub struct Catalog {
     pub amt: AmtFamilies,
     /// Metrics of discovery.
     pub discovery: DiscoveryFamilies,
+    /// Metrics of merges.
+    pub merge: MergeFamilies,
     process: ProcessFamilies,
 }
 
@@ -368,6 +371,7 @@ impl Catalog {
         let mnat = MnatFamilies::new(&registry)?;
         let amt = AmtFamilies::new(&registry)?;
         let discovery = DiscoveryFamilies::new(&registry)?;
+        let merge = MergeFamilies::new(&registry)?;
         let process = ProcessFamilies::new(&registry)?;
         Ok(Self {
             registry,
@@ -376,6 +380,7 @@ impl Catalog {
             mnat,
             amt,
             discovery,
+            merge,
             process,
             route_packets,
             route_bytes,

@@ -14,6 +14,7 @@ pub mod kernel_forwarding;
 pub mod link;
 pub mod links;
 pub mod mac_address;
+pub mod merge_rule;
 pub mod process_usage;
 pub mod proxy;
 pub mod rule;
@@ -33,6 +34,7 @@ pub use kernel_forwarding::KernelForwarding;
 pub use link::{IfIndex, IfName, IfPattern, InterfaceId, LinkError, PlaneName};
 pub use links::{Link, LinkAddress, Links};
 pub use mac_address::MacAddress;
+pub use merge_rule::{MergeBy, MergePath, MergeRule};
 pub use process_usage::ProcessUsage;
 pub use proxy::{
     HeaderChecks, MAX_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers, Versions,

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    Group, GroupPrefix, IfPattern, InterfaceId, Link, Links, Source, SourcePrefix, StreamSet,
-    TranslationRule, TtlPolicy,
+    Group, GroupPrefix, IfPattern, InterfaceId, Link, Links, MergeRule, Source, SourcePrefix,
+    StreamSet, TranslationRule, TtlPolicy,
 };
 
 /// The name of a route: the `route` label of its metrics. Cheap to clone.
@@ -168,6 +168,9 @@ pub struct RouteRule {
     /// Replacement of source, group or UDP port. Users know it as `rewrite`.
     #[serde(rename = "rewrite")]
     pub translation: Option<TranslationRule>,
+    /// The merge of the packets with those of another path. A merge in the settings is two routes
+    /// with the same name, one for each path.
+    pub merge: Option<MergeRule>,
 }
 
 impl RouteRule {
@@ -192,6 +195,7 @@ impl RouteRule {
             takeover: Some(DEFAULT_TAKEOVER),
             redundant: true,
             translation: None,
+            merge: None,
         }
     }
 
@@ -302,6 +306,12 @@ impl RouteRule {
     pub fn excepts_all(&self, streams: StreamSet) -> bool {
         let mut excepted = self.except_sources.iter().map(|prefix| prefix.net());
         excepted.any(|net| net.contains(&streams.source))
+    }
+
+    /// Returns whether both routes are the paths of one merge.
+    pub fn is_merged_with(&self, other: &RouteRule) -> bool {
+        let paths = self.merge.as_ref().zip(other.merge.as_ref());
+        self.name == other.name && paths.is_some_and(|(a, b)| a.path != b.path)
     }
 
     /// Returns whether both routes can have an egress interface in common.

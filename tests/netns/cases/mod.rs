@@ -39,6 +39,7 @@ mod kubernetes;
 mod link_types;
 mod loops;
 mod membership_keeper;
+mod merge;
 mod metrics;
 mod mnat;
 mod mnat_etcd;
@@ -130,6 +131,7 @@ pub fn all() -> Vec<Case> {
         external_programs::cases(),
         prometheus::cases(),
         discovery::cases(),
+        merge::cases(),
         docker::cases(),
         docker_faults::cases(),
         podman::cases(),
