@@ -10,10 +10,11 @@ use mcastor::forward::fragment::fragment;
 use mcastor::forward::segment::segment;
 use mcastor::forward::{Arrival, Decision, LoopGuard, decide};
 use mcastor::model::{
-    InterfaceId, JoinPolicy, Link, Links, ProxyRule, RouteName, RouteRule, Source, SourceFilter,
-    SourcePrefix,
+    InterfaceId, JoinPolicy, Link, Links, MonitorKind, ProxyRule, RouteName, RouteRule, Source,
+    SourceFilter, SourcePrefix,
 };
 use mcastor::pipeline::{Batch, Packet, Switch};
+use mcastor::streams::analyzer::{Analyzer, Point};
 use mcastor::sys::confinement::{FileAccess, confine_thread};
 use mcastor::table::flows::{FlowBudget, Flows};
 use mcastor::table::{Fib, MembershipDatabase, Rib, StreamState};
@@ -358,6 +359,57 @@ fn bench_switch(c: &mut Criterion) {
     g.finish();
 }
 
+/// A packet of a stream with 1,000 packets a second: RTP, whose payload is MPEG-TS or something else.
+fn monitored_packet(number: u16, is_ts: bool) -> Vec<u8> {
+    let mut p = packet(0, 12 + 7 * 188);
+    let payload = &mut p[HEADERS..];
+    payload[..2].copy_from_slice(&[0x80, 33]);
+    payload[2..4].copy_from_slice(&number.to_be_bytes());
+    payload[4..8].copy_from_slice(&(u32::from(number) * 90).to_be_bytes());
+    if is_ts {
+        for (n, packet) in payload[12..].chunks_mut(188).enumerate() {
+            let counter = (usize::from(number) * 7 + n) as u8 & 0xf;
+            packet[..4].copy_from_slice(&[0x47, 1, 0, 0x10 | counter]);
+        }
+    }
+    p
+}
+
+/// The examination of a packet of a monitored stream. 100 streams take turns.
+fn bench_monitor(c: &mut Criterion) {
+    const STREAMS: usize = 100;
+    let mut g = c.benchmark_group("monitor");
+    for (name, kind, is_ts, point) in [
+        ("rate", MonitorKind::Rate, false, Point::Ingress),
+        ("RTP, ingress", MonitorKind::Rtp, false, Point::Ingress),
+        ("RTP, egress", MonitorKind::Rtp, false, Point::Egress),
+        (
+            "RTP with MPEG-TS, ingress",
+            MonitorKind::Rtp,
+            true,
+            Point::Ingress,
+        ),
+    ] {
+        let packets: Vec<_> = (0..=u16::MAX).map(|n| monitored_packet(n, is_ts)).collect();
+        let mut streams: Vec<_> = (0..STREAMS)
+            .map(|_| Analyzer::new(kind, None, point))
+            .collect();
+        let mut n = 0u64;
+        g.bench_function(name, |b| {
+            b.iter(|| {
+                n += 1;
+                let (number, stream) = (n / STREAMS as u64, n as usize % STREAMS);
+                let packet = &packets[number as usize % packets.len()];
+                streams[stream].add(black_box(packet), None, n * 10_000);
+            });
+        });
+        g.bench_function(format!("{name}: report"), |b| {
+            b.iter(|| streams[0].examined(n * 10_000));
+        });
+    }
+    g.finish();
+}
+
 /// What confinement adds to each system call of a thread.
 fn bench_confinement(c: &mut Criterion) {
     for confined in [false, true] {
@@ -387,6 +439,6 @@ criterion_group! {
         .measurement_time(Duration::from_millis(1_000))
         .sample_size(20);
     targets = bench_route_changes, bench_memberships, bench_decide, bench_packet_functions, bench_switch,
-        bench_confinement
+        bench_monitor, bench_confinement
 }
 criterion_main!(benches);

@@ -345,6 +345,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         settings.docker.socket.clone(),
     );
     set_limits(&context, &settings.limits);
+    set_events(&context, settings);
     note_load_time(&context);
     context.mnat.store(mnat.map(Arc::new));
     amt::prepare(&context, amt_settings(settings));
@@ -684,6 +685,7 @@ async fn apply_loaded(
         return Err("routing does not respond; try again in a moment".into());
     }
     set_limits(context, &settings.limits);
+    set_events(context, &settings);
     notes.iter().for_each(|note| warn!("{note}"));
     log_skipped_lines(&settings);
     let mut done = format!("reloaded, routes: {routes}");
@@ -770,6 +772,14 @@ impl Drop for PidFile {
 fn set_limits(context: &RouterContext, limits: &LimitSettings) {
     let idle = Duration::from_secs(limits.flow_idle.into());
     context.set_flow_limits(limits.flows, idle);
+    let registry = &context.monitoring.registry;
+    registry.set_limit(limits.monitored_streams);
+}
+
+/// Sets when events of monitored streams are reported, and where.
+fn set_events(context: &RouterContext, settings: &Settings) {
+    let events = Arc::new(settings.monitor.events.clone());
+    context.monitoring.events.store(events);
 }
 
 /// The configuration of the resolver of this host.
@@ -805,6 +815,7 @@ fn take_rib(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
         joins: joins_with_discovery(settings),
         proxies,
         tunnels: amt::tunnel_interfaces(&settings.amt),
+        monitoring: Arc::new(settings.monitor.rules.clone()),
         discovery: settings
             .discovery
             .iter()

@@ -134,6 +134,7 @@ pub mod probe;
 pub mod settings;
 pub mod smcroute;
 pub mod store;
+pub mod streams;
 pub mod sys;
 pub mod table;
 pub mod traffic;

@@ -28,6 +28,20 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("discovery", &["model", "wire"]),
     ("table", &["model"]),
     ("forward", &["model", "wire", "table"]),
+    // The health of monitored streams.
+    (
+        "streams",
+        &[
+            "model",
+            "wire",
+            "table",
+            "forward",
+            // Views are made of the numbers of the analyzers.
+            "api",
+            // `mcastor send` numbers its packets.
+            "probe::payload",
+        ],
+    ),
     // System calls. The only module with unsafe code.
     ("sys", &["model", "wire"]),
     (
@@ -40,11 +54,21 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     // Two paths of one stream become one.
-    ("merge", &["model", "wire", "probe::payload"]),
+    (
+        "merge",
+        &[
+            "model",
+            "wire",
+            "streams::stream_id::StreamId",
+            "probe::payload",
+        ],
+    ),
     // Code that every plane shares: batches, the switch, the egress queue.
     (
         "pipeline",
-        &["model", "wire", "table", "forward", "merge", "sys"],
+        &[
+            "model", "wire", "table", "forward", "merge", "streams", "sys",
+        ],
     ),
     (
         "planes",
@@ -91,11 +115,14 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             // The answer to a client that requests an upgrade passes through unchanged.
             "api::upgrade",
+            // The views of monitored streams.
+            "api::streams",
             "model",
             "wire",
             "membership",
             "table",
             "forward",
+            "streams",
             "sys",
             "merge",
             "pipeline",

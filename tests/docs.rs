@@ -21,6 +21,7 @@ use mcastor::membership::{MembershipRefusal, Protocol};
 use mcastor::merge::MergeStatistics;
 use mcastor::metrics::http::HttpRefusal;
 use mcastor::metrics::membership::{Direction, MembershipState};
+use mcastor::metrics::streams::{StreamCounter, StreamGauge, StreamNumbers};
 use mcastor::metrics::{Catalog, MnatServerCatalog};
 use mcastor::model::{FlowEnd, InterfaceId, Link, RouteName, TakeoverRole, TranslationKind};
 use mcastor::settings::Settings;
@@ -108,7 +109,8 @@ fn catalogue_text() -> String {
     catalog.amt.count_message("eth0", "query", "received");
     catalog.amt.count_refused("eth0", "wrong_mac", 1);
     catalog.amt.count_discovery("eth0", "driad", "found");
-    catalog.amt.add_copies("eth0", 1, 1, 1);
+    catalog.amt.add_copies("eth0", 1, 1);
+    catalog.amt.add_failed_copies("eth0", "too_big", 1);
     catalog.discovery.count_message("mdns", "question");
     catalog
         .discovery
@@ -116,6 +118,16 @@ fn catalogue_text() -> String {
     catalog.discovery.set_known("mdns", 1, 1);
     let none = MergeStatistics::default();
     catalog.merge.add("cameras", &none, &none);
+    let stream = ["eth0", "10.0.0.1", "225.1.2.3"].map(String::from);
+    let counters = StreamCounter::ALL.map(|counter| (counter, "x".into(), 1));
+    let numbers = StreamNumbers {
+        counters: counters.to_vec(),
+        gauges: StreamGauge::ALL.map(|gauge| (gauge, 1.0)).to_vec(),
+        verdict: "fine",
+    };
+    catalog.streams.set(&[(stream, numbers)].into());
+    catalog.streams.count_event("silent");
+    catalog.streams.count_alert_request("sent");
     catalog.count_ended_flows("eth0", FlowEnd::Idle, 1);
     catalog.count_evicted_dropped_flows("eth0", 1);
     catalog.count_takeovers("eth0", TakeoverRole::Ingress, 1);
@@ -578,10 +590,24 @@ const PROCESS_METRICS: [&str; 7] = [
     "process_virtual_memory_bytes",
 ];
 
-const DASHBOARD: &str = "dashboards/mcastor.json";
+/// The dashboard whose panels show drops, and whose later rows are collapsed.
+const OVERVIEW: &str = "dashboards/overview.json";
 
-fn dashboard() -> serde_json::Value {
-    serde_json::from_str(&read(DASHBOARD)).unwrap()
+/// The dashboards, each with the variables that it has besides data source, job and instance.
+const DASHBOARDS: [(&str, &[&str]); 5] = [
+    (OVERVIEW, &["iface", "route"]),
+    ("dashboards/interfaces.json", &["iface"]),
+    (
+        "dashboards/stream.json",
+        &["iif", "source", "group", "route"],
+    ),
+    ("dashboards/mnat-amt.json", &["iface"]),
+    ("dashboards/discovery.json", &[]),
+];
+
+fn dashboards() -> impl Iterator<Item = serde_json::Value> {
+    let parse = |(file, _): &(&str, _)| serde_json::from_str(&read(file)).unwrap();
+    DASHBOARDS.iter().map(parse)
 }
 
 /// Returns the elements of a JSON array, or none if `value` is not an array.
@@ -636,9 +662,9 @@ fn minutes(range: &str) -> u64 {
 
 #[test]
 fn dashboard_panels_query_metrics() {
-    let board = dashboard();
-    let panels = panels(&board);
-    assert!(panels.len() > 20, "{} panels", panels.len());
+    let boards: Vec<_> = dashboards().collect();
+    let panels: Vec<_> = boards.iter().flat_map(panels).collect();
+    assert!(panels.len() > 40, "{} panels", panels.len());
     for panel in panels {
         let queries = queries(panel);
         assert!(!queries.is_empty(), "{}", panel["title"]);
@@ -657,12 +683,32 @@ fn dashboard_panels_query_metrics() {
     }
 }
 
-/// A query selects by job and instance, and by interface and route if its metric has the label.
+/// A query selects by job and instance, and by each other variable whose label its metric has.
 #[test]
 fn dashboard_queries_use_the_variables() {
-    let board = dashboard();
     let catalogue = catalogue();
-    for query in panels(&board).into_iter().flat_map(queries) {
+    for (file, own) in DASHBOARDS {
+        let board = serde_json::from_str(&read(file)).unwrap();
+        assert_queries_use_variables(&board, own, &catalogue);
+        let variables: Vec<&str> = elements(&board["templating"]["list"])
+            .map(|v| v["name"].as_str().unwrap())
+            .collect();
+        let expected = [&["datasource", "job", "instance"], own, &["docs"]].concat();
+        assert_eq!(variables, expected, "{file}");
+        for variable in elements(&board["templating"]["list"]).filter(|v| v["type"] == "query") {
+            for property in ["multi", "includeAll"] {
+                assert_eq!(variable[property], true, "{}: {property}", variable["name"]);
+            }
+        }
+    }
+}
+
+fn assert_queries_use_variables(
+    board: &serde_json::Value,
+    own: &[&str],
+    catalogue: &BTreeMap<String, Metric>,
+) {
+    for query in panels(board).into_iter().flat_map(queries) {
         let metrics = metric_words(query);
         if metrics.is_empty() && process_words(query).next().is_none() {
             continue;
@@ -671,50 +717,43 @@ fn dashboard_queries_use_the_variables() {
         for name in &metrics {
             let family = name.strip_suffix("_bucket").unwrap_or(name);
             let labels = &catalogue[family].labels;
-            selectors.extend(["iface", "route"].iter().filter(|l| labels.contains(**l)));
+            selectors.extend(own.iter().filter(|l| labels.contains(**l)));
         }
         for label in selectors {
             let selector = format!("{label}=~\"${label}\"");
             assert!(query.contains(&selector), "{query} lacks {selector}");
         }
     }
-    let variables: Vec<&str> = elements(&board["templating"]["list"])
-        .map(|v| v["name"].as_str().unwrap())
-        .collect();
-    let expected = ["datasource", "job", "instance", "iface", "route", "docs"];
-    assert_eq!(variables, expected);
-    for variable in elements(&board["templating"]["list"]).filter(|v| v["type"] == "query") {
-        for property in ["multi", "includeAll"] {
-            assert_eq!(variable[property], true, "{}: {property}", variable["name"]);
-        }
-    }
 }
 
 #[test]
 fn dashboard_panels_have_ids_and_units() {
-    let board = dashboard();
-    let mut ids = BTreeSet::new();
-    for panel in rows_and_panels(&board) {
-        assert!(ids.insert(panel["id"].as_u64()), "id of {}", panel["title"]);
+    for board in dashboards() {
+        let mut ids = BTreeSet::new();
+        for panel in rows_and_panels(&board) {
+            assert!(ids.insert(panel["id"].as_u64()), "id of {}", panel["title"]);
+        }
+        for panel in panels(&board) {
+            let unit = panel["fieldConfig"]["defaults"]["unit"].as_str();
+            assert!(unit.is_some_and(|u| !u.is_empty()), "{}", panel["title"]);
+        }
+        let rows = elements(&board["panels"]).filter(|panel| panel["type"] == "row");
+        let collapsed: Vec<_> = rows.map(|row| row["collapsed"].as_bool()).collect();
+        let is_overview = board["uid"] == "mcastor-overview";
+        let expected = (0..collapsed.len()).map(|n| Some(is_overview && n > 0));
+        assert!(
+            collapsed.iter().copied().eq(expected),
+            "{}: {collapsed:?}",
+            board["title"]
+        );
     }
-    for panel in panels(&board) {
-        let unit = panel["fieldConfig"]["defaults"]["unit"].as_str();
-        assert!(unit.is_some_and(|u| !u.is_empty()), "{}", panel["title"]);
-    }
-    let rows: Vec<bool> = elements(&board["panels"])
-        .filter(|panel| panel["type"] == "row")
-        .map(|row| row["collapsed"].as_bool().unwrap())
-        .collect();
-    assert!(rows.len() > 3, "{} rows", rows.len());
-    assert!(!rows[0], "the overview is collapsed");
-    assert!(rows[1..].iter().all(|collapsed| *collapsed), "{rows:?}");
 }
 
 /// States are drawn as a timeline with names, and a limit does not flatten the curve beside it.
 #[test]
 fn dashboard_states_and_limits_are_readable() {
-    let board = dashboard();
-    let panels = panels(&board);
+    let boards: Vec<_> = dashboards().collect();
+    let panels: Vec<_> = boards.iter().flat_map(panels).collect();
     let panel = |metric: &str| {
         let found = panels.iter().find(|p| {
             let queries = queries(p);
@@ -742,8 +781,11 @@ fn dashboard_states_and_limits_are_readable() {
 }
 
 #[test]
-fn dashboard_annotates_restarts_and_refused_reloads() {
-    let board = dashboard();
+fn dashboards_annotate_restarts_and_refused_reloads() {
+    dashboards().for_each(|board| assert_annotations_and_links(&board));
+}
+
+fn assert_annotations_and_links(board: &serde_json::Value) {
     let annotations: Vec<&str> = elements(&board["annotations"]["list"])
         .filter_map(|a| a["expr"].as_str())
         .collect();
@@ -755,6 +797,8 @@ fn dashboard_annotates_restarts_and_refused_reloads() {
         assert!(annotated, "no annotation of {metric}");
     }
     let mut documents = 0;
+    assert_eq!(elements(&board["tags"]).next().unwrap(), "mcastor");
+    assert_eq!(board["links"][0]["tags"][0], "mcastor");
     for link in elements(&board["links"]) {
         let url = link["url"].as_str().unwrap();
         if let Some(file) = url.strip_prefix("${docs}/") {
@@ -839,7 +883,7 @@ fn alerts_have_long_windows_severity_and_runbook() {
 #[test]
 fn alerts_and_dashboard_exclude_normal_drop_reasons() {
     let selector = format!("reason!~\"{}\"", NORMAL_REASONS.join("|"));
-    for file in ["dashboards/alerts.yml", DASHBOARD] {
+    for file in ["dashboards/alerts.yml", OVERVIEW] {
         // JSON escapes quotation marks.
         let text = read(file).replace('\\', "");
         assert!(text.contains(&selector), "{file} lacks {selector}");

@@ -27,6 +27,7 @@ use crate::meter::{self, Meter};
 use crate::peer::{self, Peer, Rules};
 use crate::results::median;
 use crate::sender::{self, SENDER_CORE, SendResult, SenderKind, Stream};
+use crate::tun::TunWriter;
 
 const ROUNDS: usize = 5;
 const SECONDS: f64 = 0.8;
@@ -45,6 +46,11 @@ const RELAY: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 const HOST: &str = "10.1.0.2";
 /// The port of a socket that reads nothing: the tunnel leads there until a gateway runs.
 const IDLE_PORT: u16 = 40_000;
+/// The port of the first gateway, which the others follow.
+const FIRST_GATEWAY_PORT: u16 = 20_000;
+/// The TUN device, and the port of the program that writes to it.
+const TUN: &str = "tun0";
+const TUN_PORT: u16 = 40_001;
 /// IPv4 and UDP headers of the packet in a tunnel.
 const INNER: usize = 28;
 /// Most packets of one system call of the sender.
@@ -58,7 +64,21 @@ enum Case {
     /// A relay with this number of tunnels.
     Relay(usize),
     /// A gateway with one tunnel.
-    Gateway,
+    Gateway(Arrival),
+    /// A program that writes what it receives through one tunnel to a TUN device, which is an
+    /// ingress of the packet plane.
+    Tun,
+}
+
+/// How the datagrams of a relay reach a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Arrival {
+    /// One by one.
+    Single,
+    /// The relay sends them one by one, and the interface coalesces them, as those of hardware do.
+    Coalesced,
+    /// The relay sends runs of one stream (`UDP_SEGMENT`), as the relay of mcastor does.
+    Runs,
 }
 
 impl Case {
@@ -66,7 +86,10 @@ impl Case {
         match self {
             Self::Native => "packet plane, 1 egress".into(),
             Self::Relay(n) => format!("relay, {n} tunnels"),
-            Self::Gateway => "gateway".into(),
+            Self::Gateway(Arrival::Single) => "gateway".into(),
+            Self::Gateway(Arrival::Coalesced) => "gateway, GRO on the interface".into(),
+            Self::Gateway(Arrival::Runs) => "gateway, relay sends runs".into(),
+            Self::Tun => "TUN device".into(),
         }
     }
 
@@ -86,6 +109,7 @@ struct Series {
     ratio: Vec<f64>,
     max: Vec<f64>,
     loss: Vec<f64>,
+    backlog: Vec<f64>,
 }
 
 /// Measures all cases in turn, and prints a table.
@@ -94,29 +118,32 @@ pub fn run() -> Outcome<()> {
     let mut figures: BTreeMap<(usize, Case), Series> = BTreeMap::new();
     let mut cases = vec![Case::Native];
     cases.extend(TUNNELS.map(Case::Relay));
-    cases.push(Case::Gateway);
+    let arrivals = [Arrival::Single, Arrival::Coalesced, Arrival::Runs];
+    cases.extend(arrivals.map(Case::Gateway));
+    cases.push(Case::Tun);
     for round in 0..ROUNDS {
         println!("round {round}");
         for size in SIZES {
             let mut native = f64::NAN;
             for &case in &cases {
-                let (cpu, max, loss) = measure(case, size, &stop)
+                let measured = measure(case, size, &stop)
                     .map_err(|e| format!("{}, {size} bytes: {e}", case.name()))?;
                 if case == Case::Native {
-                    native = cpu;
+                    native = measured.cpu_ns;
                 }
                 let series = figures.entry((size, case)).or_default();
-                series.cpu_ns.push(cpu);
-                series.ratio.push(cpu / native);
-                series.max.push(max);
-                series.loss.push(loss * 100.0);
+                series.cpu_ns.push(measured.cpu_ns);
+                series.ratio.push(measured.cpu_ns / native);
+                series.max.push(measured.max);
+                series.loss.push(measured.loss * 100.0);
+                series.backlog.push(measured.backlog * 100.0);
             }
         }
     }
     println!(
-        "| bytes | | CPU per copy, ns | relative | maximum, copies/s | loss at 100,000/s, % |"
+        "| bytes | | CPU per copy, ns | relative | maximum, copies/s | loss at 100,000/s, % | of it in a full backlog, % |"
     );
-    println!("|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|");
     for ((size, case), series) in &figures {
         let range = |all: &[f64]| {
             let least = all.iter().copied().fold(f64::MAX, f64::min);
@@ -124,19 +151,32 @@ pub fn run() -> Outcome<()> {
             format!("{:.2} ({least:.2} to {most:.2})", median(all))
         };
         println!(
-            "| {size} | {} | {:.0} | {} | {:.0} | {:.3} |",
+            "| {size} | {} | {:.0} | {} | {:.0} | {:.3} | {:.3} |",
             case.name(),
             median(&series.cpu_ns),
             range(&series.ratio),
             median(&series.max),
             median(&series.loss),
+            median(&series.backlog),
         );
     }
     Ok(())
 }
 
-/// Returns CPU per copy, maximum rate of copies, and loss of one case.
-fn measure(case: Case, size: usize, stop: &AtomicBool) -> Outcome<(f64, f64, f64)> {
+/// The figures of one case in one round.
+struct Measured {
+    /// CPU per copy.
+    cpu_ns: f64,
+    /// Maximum rate of copies.
+    max: f64,
+    /// Part of the copies that did not arrive.
+    loss: f64,
+    /// Part of the copies that the kernel dropped because the backlog of a core was full.
+    backlog: f64,
+}
+
+/// Measures one case.
+fn measure(case: Case, size: usize, stop: &AtomicBool) -> Outcome<Measured> {
     let lab = Lab::new(1)?;
     let base = Stream {
         kind: SenderKind::Raw,
@@ -150,8 +190,13 @@ fn measure(case: Case, size: usize, stop: &AtomicBool) -> Outcome<(f64, f64, f64
     let tunnel = TunnelSender::start(&lab)?;
     let send = |stream| -> Outcome<SendResult> {
         match case {
-            Case::Gateway => {
-                let sending = || tunnel.send(stream, stop).map_err(|e| e.to_string());
+            Case::Gateway(_) | Case::Tun => {
+                let in_runs = case == Case::Gateway(Arrival::Runs);
+                let sending = || {
+                    tunnel
+                        .send(stream, in_runs, stop)
+                        .map_err(|e| e.to_string())
+                };
                 Ok(lab.source.run(sending)??)
             }
             _ => sender::run(&lab, stream, stop),
@@ -170,11 +215,25 @@ fn measure(case: Case, size: usize, stop: &AtomicBool) -> Outcome<(f64, f64, f64
         let threads = meter.since(&before)?.threads + sent.thread_ns as f64;
         threads / sent.packets.max(1) as f64
     };
+    let writer = match case {
+        Case::Tun => {
+            let address = SocketAddr::from((ROUTER, TUN_PORT));
+            let writer = TunWriter::start(&lab, TUN, address)?;
+            ip(&lab.router, &format!("link set {TUN} up"))?;
+            tunnel.lead_to(address)?;
+            Some(writer)
+        }
+        _ => None,
+    };
     let mut running = match case {
         Case::Native => peer::start(&lab, Peer::Mcastor, Rules::Pairs(FLOWS), base.kind, FLOWS)?,
         Case::Relay(_) => peer::start_mcastor(&lab, &relay_settings())?,
-        Case::Gateway => peer::start_mcastor(&lab, &gateway_settings())?,
+        Case::Gateway(_) => peer::start_mcastor(&lab, &gateway_settings("internet", true))?,
+        Case::Tun => peer::start_mcastor(&lab, &gateway_settings(TUN, false))?,
     };
+    if case == Case::Gateway(Arrival::Coalesced) {
+        lab.coalesce()?;
+    }
     if let Case::Relay(count) = case {
         join_all(&lab, count)?;
     }
@@ -197,18 +256,30 @@ fn measure(case: Case, size: usize, stop: &AtomicBool) -> Outcome<(f64, f64, f64
     }
     let meter = Meter::new(running.pid())?;
     lab.wait_until_quiet()?;
-    let before = (lab.datagrams(payload)?[0], meter.read()?);
+    let writing = || writer.as_ref().map_or(0, TunWriter::run_time_ns);
+    let before = (
+        lab.datagrams(payload)?[0],
+        meter.read()?,
+        writing(),
+        meter::backlog_drops(),
+    );
     let sent = send(base)?;
     lab.wait_until_quiet()?;
     let threads = meter.since(&before.1)?.threads + sent.thread_ns as f64;
+    let threads = threads + (writing() - before.2) as f64;
+    let backlog = meter::backlog_drops() - before.3;
     let arrived = (lab.datagrams(payload)?[0] - before.0) as f64;
     let expected = sent.packets as f64 * case.copies() as f64;
     let cpu = (threads - alone * sent.packets as f64) / arrived.max(1.0);
     let before = lab.datagrams(payload)?[0];
     let fast = send(Stream { rate: None, ..base })?;
     let arrived_fast = (lab.datagrams(payload)?[0] - before) as f64;
-    let loss = (1.0 - arrived / expected).max(0.0);
-    Ok((cpu, arrived_fast / fast.seconds, loss))
+    Ok(Measured {
+        cpu_ns: cpu,
+        max: arrived_fast / fast.seconds,
+        loss: (1.0 - arrived / expected).max(0.0),
+        backlog: backlog as f64 / expected,
+    })
 }
 
 /// Runs `ip` with these words in a namespace.
@@ -260,7 +331,9 @@ fn join_all(lab: &Lab, count: usize) -> Outcome<()> {
 
 /// Joins all flows with one gateway.
 fn join(host: &NetNs, nonce: u32) -> Outcome<()> {
-    let socket = host.run(|| UdpSocket::bind((GATEWAYS, 0)))??;
+    // A port that the kernel chooses may be that of an earlier gateway, whose socket is closed.
+    let port = FIRST_GATEWAY_PORT + nonce as u16;
+    let socket = host.run(|| UdpSocket::bind((GATEWAYS, port)))??;
     socket.set_read_timeout(Some(Duration::from_millis(200)))?;
     socket.connect((RELAY, PORT))?;
     let request = AmtMessage::Request {
@@ -296,15 +369,19 @@ fn join(host: &NetNs, nonce: u32) -> Outcome<()> {
 
 // A gateway.
 
-fn gateway_settings() -> String {
-    let mut text = format!(
-        "[[amt.gateway]]\nname = \"internet\"\nrelay = \"{SOURCE}\"\nfamilies = [\"ipv4\"]\n"
-    );
+fn gateway_settings(ingress: &str, is_gateway: bool) -> String {
+    let mut text = String::new();
+    if is_gateway {
+        let _ = write!(
+            text,
+            "[[amt.gateway]]\nname = \"{ingress}\"\nrelay = \"{SOURCE}\"\nfamilies = [\"ipv4\"]\n"
+        );
+    }
     for flow in 0..FLOWS {
         let (source, group) = SenderKind::Raw.flow(flow);
         let _ = write!(
             text,
-            "[[route]]\nfrom = \"internet\"\nsource = \"{source}\"\ngroup = \"{group}\"\n\
+            "[[route]]\nfrom = \"{ingress}\"\nsource = \"{source}\"\ngroup = \"{group}\"\n\
              to = [\"{}\"]\n",
             lab::out(0)
         );
@@ -355,8 +432,14 @@ impl TunnelSender {
         })
     }
 
-    /// Sends the packets of a stream through the tunnel.
-    fn send(&self, stream: Stream, stop: &AtomicBool) -> Outcome<SendResult> {
+    /// Sends to this address from now on.
+    fn lead_to(&self, address: SocketAddr) -> Outcome<()> {
+        *self.gateway.lock().map_err(|e| e.to_string())? = address;
+        Ok(())
+    }
+
+    /// Sends the packets of a stream through the tunnel, in runs of one stream or one by one.
+    fn send(&self, stream: Stream, in_runs: bool, stop: &AtomicBool) -> Outcome<SendResult> {
         let remote = *self.gateway.lock().map_err(|e| e.to_string())?;
         let to = [TunnelEndpoint {
             remote,
@@ -368,6 +451,9 @@ impl TunnelSender {
         sender::pin(SENDER_CORE)?;
         let cpu = meter::own_ns();
         let mut copies = CopySender::default();
+        let segment = (DATA_HEADER.len() + INNER + stream.size) as u16;
+        // The kernel makes at most 64 datagrams of a run, whose length has 16 bits.
+        let longest = (usize::from(u16::MAX) / usize::from(segment) - 1).min(BATCH);
         let mut pacer = Pacer::new(stream.rate);
         let max = stream
             .rate
@@ -388,7 +474,16 @@ impl TunnelSender {
             };
             let packet = &packets[batches % packets.len()];
             batches += 1;
-            match copies.send(&self.socket, &[&DATA_HEADER, packet], None, &to[..due]) {
+            let run = due.min(longest);
+            let sending = match in_runs && run > 1 {
+                true => {
+                    let parts = [&DATA_HEADER[..], packet].repeat(run);
+                    let sending = copies.send(&self.socket, &parts, Some(segment), &to[..1]);
+                    sending.map(|_| run)
+                }
+                false => copies.send(&self.socket, &[&DATA_HEADER, packet], None, &to[..due]),
+            };
+            match sending {
                 Ok(n) => {
                     sent += n as u64;
                     pacer.sent(n as u64);

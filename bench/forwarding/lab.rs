@@ -87,6 +87,15 @@ impl Receiver {
     }
 }
 
+/// Runs `ethtool` with these arguments in a namespace.
+fn ethtool(netns: &NetNs, arguments: &[&str]) -> Outcome<()> {
+    let output = netns.run(|| Command::new("ethtool").args(arguments).output())??;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("ethtool: {}", String::from_utf8_lossy(&output.stderr)).into()),
+    }
+}
+
 impl Lab {
     /// Creates the namespaces and waits until all interfaces are running.
     pub fn new(receivers: usize) -> Outcome<Self> {
@@ -150,16 +159,13 @@ impl Lab {
     /// Turns the transmit offloads of the source's interface on or off.
     pub fn offload(&self, on: bool) -> Outcome<()> {
         let state = if on { "on" } else { "off" };
-        let run = || {
-            Command::new("ethtool")
-                .args(["-K", END, "tx", state])
-                .output()
-        };
-        let output = self.source.run(run)??;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(format!("ethtool: {}", String::from_utf8_lossy(&output.stderr)).into())
+        ethtool(&self.source, &["-K", END, "tx", state])
+    }
+
+    /// Lets the router's interface to the source coalesce UDP datagrams, as hardware interfaces do
+    /// by default.
+    pub fn coalesce(&self) -> Outcome<()> {
+        ethtool(&self.router, &["-K", IN, "gro", "on"])
     }
 
     /// Returns the number of packets that arrived at each receiver.

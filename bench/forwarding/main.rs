@@ -15,6 +15,7 @@ mod sender;
 mod show_flows;
 mod svg;
 mod sweep;
+mod tun;
 
 use std::process::ExitCode;
 use std::sync::Arc;

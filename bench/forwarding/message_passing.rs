@@ -20,6 +20,7 @@ const SLOT: Slot = Slot {
     segments: None,
     path: 0,
     received_ns: 0,
+    stream: None,
 };
 
 /// Nanoseconds per packet in each round. The key is the thread of the actor and the number of

@@ -13,6 +13,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::time::Instant;
 
 /// The unit of `/proc/stat` in nanoseconds (USER_HZ is 100).
@@ -23,7 +24,8 @@ pub fn own_ns() -> u64 {
     schedstat("/proc/thread-self/schedstat")
 }
 
-fn schedstat(path: &str) -> u64 {
+/// Returns the run time in a file `schedstat`, in nanoseconds.
+pub fn schedstat(path: impl AsRef<Path>) -> u64 {
     let text = fs::read_to_string(path).unwrap_or_default();
     let first = text.split(' ').next().unwrap_or_default();
     first.parse().unwrap_or_default()
@@ -34,8 +36,8 @@ pub fn process_ns(pid: u32) -> u64 {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return 0;
     };
-    let path = |task: fs::DirEntry| format!("{}/schedstat", task.path().display());
-    tasks.flatten().map(|t| schedstat(&path(t))).sum()
+    let path = |task: fs::DirEntry| task.path().join("schedstat");
+    tasks.flatten().map(|t| schedstat(path(t))).sum()
 }
 
 /// Returns how often the threads of a process have slept.
@@ -146,4 +148,15 @@ pub fn cores() -> usize {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let is_core = |l: &&str| l.starts_with("cpu") && !l.starts_with("cpu ");
     stat.lines().filter(is_core).count().max(1)
+}
+
+/// Returns how many packets the kernel dropped so far because the backlog of a core was full
+/// (`net.core.netdev_max_backlog`). A veth pair delivers by this queue.
+pub fn backlog_drops() -> u64 {
+    let text = fs::read_to_string("/proc/net/softnet_stat").unwrap_or_default();
+    let dropped = |line: &str| {
+        let field = line.split_whitespace().nth(1)?;
+        u64::from_str_radix(field, 16).ok()
+    };
+    text.lines().filter_map(dropped).sum()
 }

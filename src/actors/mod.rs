@@ -9,7 +9,7 @@
 //! | [`supervisor`] | starts, restarts and stops all others; publishes the snapshot |
 //! | [`data`] | `interface` captures and switches, `forwarder` transmits; on worker threads |
 //! | [`control`] | `links`, `routing`, `joins`, `membership` |
-//! | [`integrations`] | `amt`, `docker`, `mnat` |
+//! | [`integrations`] | `amt`, `discovery`, `docker`, `mnat`, `streams` |
 //! | `frontend::http` | the HTTP server (label `metrics`) |
 //!
 //! Actors know [`messages`], [`shared`] and each other's messages only: [`directory`] finds the
@@ -29,6 +29,7 @@ pub mod live_trace;
 pub mod log_limit;
 pub mod messages;
 mod mnat_route;
+pub mod monitoring;
 pub mod shared;
 pub mod supervision;
 pub mod supervisor;

@@ -17,6 +17,7 @@ use super::forwarding_gate::ForwardingGate;
 use super::inherited_relays::InheritedRelays;
 use super::live_trace::LiveTrace;
 use super::messages::{FlushFlows, QueryDrops, QueryFlows, Transmit};
+use super::monitoring::Monitoring;
 use super::ttl_warnings::TtlWarnings;
 use crate::amt::config::AmtConfig;
 use crate::api::UpgradeReport;
@@ -89,6 +90,8 @@ pub struct RouterContext {
     pub streams: Arc<StreamState>,
     /// The merges of two paths.
     pub merges: Arc<Merges>,
+    /// The monitored streams.
+    pub monitoring: Arc<Monitoring>,
     /// The routes of which a warning said that packets arrive with too low a TTL.
     pub ttl_warnings: TtlWarnings,
     /// The trace of live packets, if a client requests one.
@@ -152,6 +155,7 @@ impl RouterContext {
             loop_guard: Arc::default(),
             streams: Arc::new(StreamState::for_streams(flows)),
             merges: Arc::default(),
+            monitoring: Arc::default(),
             ttl_warnings: TtlWarnings::default(),
             live_trace: LiveTrace::default(),
             flow_changes: Notify::new(),

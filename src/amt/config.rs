@@ -82,6 +82,8 @@ pub struct RelayInterface {
     pub listen: Vec<SocketAddr>,
     /// Size of the largest packet inside a tunnel in bytes.
     pub mtu: u32,
+    /// Whether datagrams that exceed the MTU of the path are fragmented. They are dropped otherwise.
+    pub fragment: bool,
     /// The configuration of the relay.
     pub relay: RelayConfig,
     /// The limit of the streams in all tunnels.

@@ -4,6 +4,7 @@
 pub mod explain;
 pub mod openapi;
 mod show_query;
+pub mod streams;
 pub mod trace;
 mod upgrade;
 pub mod view;
@@ -17,6 +18,7 @@ pub use explain::{
     RefusedView,
 };
 pub use show_query::{DropQuery, FlowOrder, FlowQuery, ShowQuery};
+pub use streams::{StreamQuery, StreamView};
 pub use trace::{TraceQuery, TraceView, TracedPacketView, TracedPathView};
 pub use upgrade::{UpgradeQuery, UpgradeReport};
 pub use view::{
@@ -51,6 +53,8 @@ pub enum ShowReply {
     Discovery(Vec<DiscoveryView>),
     /// Reply to [`ShowQuery::Drops`].
     Drops(Vec<DropView>),
+    /// Reply to [`ShowQuery::Streams`].
+    Streams(Vec<StreamView>),
     /// Reply to an [`ExplainQuery`].
     Explain(Box<ExplainView>),
     /// Reply to a [`TraceQuery`].

@@ -14,6 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::explain::{ExplainQuery, ExplainView};
 use super::show_query::{DropQuery, FlowOrder, FlowQuery, ShowQuery};
+use super::streams::{StreamQuery, StreamView};
 use super::view::{
     DiscoveryView, DropView, FlowView, GroupView, InterfaceView, MnatView, PendingView, RouteView,
     TunnelView,
@@ -163,6 +164,10 @@ fn show_operation(query: &ShowQuery, schemas: &mut Schemas) -> OperationBuilder 
             "The streams with the most dropped packets",
             schemas.add::<DropView>(),
         ),
+        ShowQuery::Streams(_) => (
+            "The health of monitored streams; empty without `monitor` in the settings",
+            schemas.add::<StreamView>(),
+        ),
     };
     let rows = ArrayBuilder::new().items(row);
     let show = ObjectBuilder::new()
@@ -175,6 +180,7 @@ fn show_operation(query: &ShowQuery, schemas: &mut Schemas) -> OperationBuilder 
             with_parameters::<FlowQuery>(operation)
         }
         ShowQuery::Drops(_) => with_parameters::<DropQuery>(operation),
+        ShowQuery::Streams(_) => with_parameters::<StreamQuery>(operation),
         _ => operation,
     }
 }

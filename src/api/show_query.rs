@@ -7,6 +7,8 @@ use serde::de::{self, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::{IntoParams, ToSchema};
 
+use super::streams::StreamQuery;
+
 /// A query for one kind of data.
 ///
 /// In JSON a query is its name, such as `"routes"`, or an object with its arguments, such as
@@ -31,6 +33,8 @@ pub enum ShowQuery {
     Discovery,
     /// The streams with the most dropped packets.
     Drops(DropQuery),
+    /// The health of monitored streams.
+    Streams(StreamQuery),
 }
 
 /// The arguments of [`ShowQuery::Drops`]. By default, all drops that are known are shown.
@@ -110,6 +114,7 @@ enum QueryName {
     Tunnels,
     Discovery,
     Drops,
+    Streams,
 }
 
 impl From<QueryName> for ShowQuery {
@@ -124,13 +129,14 @@ impl From<QueryName> for ShowQuery {
             QueryName::Tunnels => Self::Tunnels,
             QueryName::Discovery => Self::Discovery,
             QueryName::Drops => Self::Drops(DropQuery::default()),
+            QueryName::Streams => Self::Streams(StreamQuery::default()),
         }
     }
 }
 
 impl ShowQuery {
     /// Returns all queries, with default arguments.
-    pub fn all() -> [Self; 9] {
+    pub fn all() -> [Self; 10] {
         [
             Self::Routes,
             Self::Interfaces,
@@ -141,6 +147,7 @@ impl ShowQuery {
             Self::Tunnels,
             Self::Discovery,
             Self::Drops(DropQuery::default()),
+            Self::Streams(StreamQuery::default()),
         ]
     }
 
@@ -156,6 +163,7 @@ impl ShowQuery {
             Self::Tunnels => "tunnels",
             Self::Discovery => "discovery",
             Self::Drops(_) => "drops",
+            Self::Streams(_) => "streams",
         }
     }
 }
@@ -167,6 +175,9 @@ impl Serialize for ShowQuery {
                 serializer.collect_map([(self.name(), query)])
             }
             Self::Drops(query) if *query != DropQuery::default() => {
+                serializer.collect_map([(self.name(), query)])
+            }
+            Self::Streams(query) if *query != StreamQuery::default() => {
                 serializer.collect_map([(self.name(), query)])
             }
             _ => serializer.serialize_str(self.name()),
@@ -200,6 +211,7 @@ impl<'de> Visitor<'de> for QueryVisitor {
         let query = match name {
             QueryName::Flows => ShowQuery::Flows(map.next_value()?),
             QueryName::Drops => ShowQuery::Drops(map.next_value()?),
+            QueryName::Streams => ShowQuery::Streams(map.next_value()?),
             other => {
                 // These queries have no arguments, so the object must be empty.
                 let NoArguments {} = map.next_value()?;

@@ -17,6 +17,7 @@ use crate::actors::integrations::amt::{self, Amt};
 use crate::actors::integrations::discovery::{self, DiscoveryActor};
 use crate::actors::integrations::docker::DockerWatch;
 use crate::actors::integrations::mnat::{self, Mnat};
+use crate::actors::integrations::streams::{self, Streams};
 use crate::actors::supervision::ActorRole;
 use crate::frontend::http::{HttpConfig, HttpServerActor};
 use crate::sys::confinement::FileAccess::{self, ReadProc};
@@ -33,6 +34,7 @@ pub fn children(http: Option<HttpConfig>, links: LinkSource) -> Vec<ChildSpec> {
         ChildSpec::new(mnat::ACTOR_NAME, Always, BeforeForwarding, Mnat::from_settings),
         ChildSpec::on_own_thread(amt::ACTOR_NAME, FileAccess::None, Always, AfterForwarding, Amt::from_settings),
         ChildSpec::on_own_thread(discovery::ACTOR_NAME, FileAccess::None, Always, BeforeForwarding, DiscoveryActor::from_settings),
+        ChildSpec::on_own_thread(streams::ACTOR_NAME, FileAccess::None, Always, WithProcess, |s| Some(Streams::new(s.context(), s.death_guard()))),
         ChildSpec::on_own_thread("docker", FileAccess::None, Always, WithProcess, |s| Some(DockerWatch::new(s.context(), s.death_guard()))),
     ]
 }

@@ -169,6 +169,7 @@ fn router(args: &DoctorArgs) -> Result<RouterFacts, ClientError> {
             ShowReply::Discovery(discovery) => facts.discovery = discovery,
             ShowReply::Flows(_)
             | ShowReply::Mnat(_)
+            | ShowReply::Streams(_)
             | ShowReply::Tunnels(_)
             | ShowReply::Explain(_)
             | ShowReply::Trace(_)

@@ -24,6 +24,7 @@ pub mod run;
 pub mod schema;
 pub mod send;
 pub mod show;
+mod show_streams;
 mod show_tables;
 pub mod signals;
 pub mod smcroute;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::exit::{fail, usage_error};
 use super::output::print_line;
 use super::show_tables::text;
-use crate::api::{DropQuery, FlowOrder, FlowQuery, ShowQuery, ShowReply};
+use crate::api::{DropQuery, FlowOrder, FlowQuery, ShowQuery, ShowReply, StreamQuery};
 use crate::frontend::control::{Command, client};
 use crate::model::escape::{EscapeStyle, escape};
 use crate::model::{Group, IfName, Source};
@@ -41,6 +41,9 @@ Examples:
   What is being dropped, why, and what can be done:
     mcastor show drops
 
+  The health of monitored streams, and where packets were lost:
+    mcastor show streams
+
   The routes, again every second:
     mcastor show routes --watch 1")]
 pub struct ShowArgs {
@@ -67,6 +70,7 @@ impl ShowArgs {
         match (query, self.flows.first_given()) {
             (ShowQuery::Flows(_), _) => Ok(ShowQuery::Flows(self.flows.query())),
             (ShowQuery::Drops(_), _) => self.flows.drop_query(),
+            (ShowQuery::Streams(_), _) => self.flows.stream_query(),
             (query, Some(flag)) => Err(format!(
                 "`show {}` does not accept {flag}; it is an argument of `show flows`",
                 query.name()
@@ -76,23 +80,23 @@ impl ShowArgs {
     }
 }
 
-/// The arguments of `mcastor show flows` and `mcastor show drops`.
+/// The arguments of `mcastor show flows`, `mcastor show drops` and `mcastor show streams`.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Options of `show flows` and `show drops`")]
+#[command(next_help_heading = "Options of `show flows`, `show drops` and `show streams`")]
 struct FlowArgs {
-    /// Show at most N flows (default: all) or drops (default: 20)
+    /// Show at most N flows or streams (default: all) or drops (default: 20)
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// Only flows: sort them; --limit selects the first ones. Default: recent
     #[arg(long, value_name = "ORDER")]
     order: Option<FlowOrder>,
-    /// Show only flows that arrive on this interface, or drops there
+    /// Show only flows or streams that arrive on this interface, or drops there
     #[arg(long, value_name = "NAME")]
     iif: Option<IfName>,
-    /// Show only flows or drops from this source
+    /// Show only flows, streams or drops from this source
     #[arg(long, value_name = "ADDRESS")]
     source: Option<Source>,
-    /// Show only flows or drops to this group
+    /// Show only flows, streams or drops to this group
     #[arg(long, value_name = "ADDRESS")]
     group: Option<Group>,
     /// Only flows: show also flows that are dropped: no route or member takes them, or their TTL is too low
@@ -115,21 +119,38 @@ impl FlowArgs {
 
     /// Returns the query for drops with these arguments.
     fn drop_query(&self) -> Result<ShowQuery, String> {
-        let only_flows = [
-            (self.order.is_some(), "--order"),
-            (self.dropped, "--dropped"),
-        ];
-        if let Some((_, flag)) = only_flows.iter().find(|(given, _)| *given) {
-            return Err(format!(
-                "`show drops` does not accept {flag}; it is an argument of `show flows`"
-            ));
-        }
+        self.refuse_flow_flags("drops")?;
         Ok(ShowQuery::Drops(DropQuery {
             limit: Some(self.limit.unwrap_or(DROPS)),
             iif: self.iif.as_ref().map(ToString::to_string),
             source: self.source.map(|source| source.addr()),
             group: self.group.map(|group| group.addr()),
         }))
+    }
+
+    /// Returns the query for monitored streams with these arguments.
+    fn stream_query(&self) -> Result<ShowQuery, String> {
+        self.refuse_flow_flags("streams")?;
+        Ok(ShowQuery::Streams(StreamQuery {
+            limit: self.limit,
+            iif: self.iif.as_ref().map(ToString::to_string),
+            source: self.source.map(|source| source.addr()),
+            group: self.group.map(|group| group.addr()),
+        }))
+    }
+
+    /// Refuses the arguments that only `show flows` accepts.
+    fn refuse_flow_flags(&self, table: &str) -> Result<(), String> {
+        let only_flows = [
+            (self.order.is_some(), "--order"),
+            (self.dropped, "--dropped"),
+        ];
+        match only_flows.iter().find(|(given, _)| *given) {
+            Some((_, flag)) => Err(format!(
+                "`show {table}` does not accept {flag}; it is an argument of `show flows`"
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Returns the flag of the first argument that was given.
@@ -171,6 +192,8 @@ pub enum ShowTable {
     Discovery,
     /// The streams with the most dropped packets, why they are dropped, and what can be done
     Drops,
+    /// The health of monitored streams, and where packets were lost
+    Streams,
 }
 
 impl From<ShowTable> for ShowQuery {
@@ -185,6 +208,7 @@ impl From<ShowTable> for ShowQuery {
             ShowTable::Tunnels => Self::Tunnels,
             ShowTable::Discovery => Self::Discovery,
             ShowTable::Drops => Self::Drops(DropQuery::default()),
+            ShowTable::Streams => Self::Streams(StreamQuery::default()),
         }
     }
 }
@@ -251,6 +275,7 @@ fn json(reply: &ShowReply) -> serde_json::Result<String> {
         ShowReply::Tunnels(tunnels) => serde_json::to_string_pretty(tunnels),
         ShowReply::Discovery(discovery) => serde_json::to_string_pretty(discovery),
         ShowReply::Drops(drops) => serde_json::to_string_pretty(drops),
+        ShowReply::Streams(streams) => serde_json::to_string_pretty(streams),
         ShowReply::Upgraded(view) => serde_json::to_string_pretty(view),
         ShowReply::Done(done) => serde_json::to_string_pretty(done),
         ShowReply::Explain(view) => serde_json::to_string_pretty(view),

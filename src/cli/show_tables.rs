@@ -7,7 +7,8 @@ use comfy_table::Table;
 use ipnet::IpNet;
 
 use super::output::paragraph;
-use super::table::{NO_BREAK, new_table, table_text};
+use super::show_streams::streams_text;
+use super::table::{NO_BREAK, new_table, seconds, table_text};
 use crate::api::view::BandwidthView;
 use crate::api::{
     DiscoveryView, DropView, FlowView, GroupView, InterfaceView, MnatView, PendingView,
@@ -34,6 +35,7 @@ pub(super) fn text(reply: &ShowReply) -> String {
         ShowReply::Tunnels(tunnels) => table_text(tunnels_table(tunnels)),
         ShowReply::Discovery(discovery) => discovery_text(discovery),
         ShowReply::Drops(drops) => drops_text(drops),
+        ShowReply::Streams(streams) => streams_text(streams),
         ShowReply::Upgraded(view) => view.to_string(),
         ShowReply::Done(done) => done.clone(),
         ShowReply::Explain(_) | ShowReply::Trace(_) => String::new(),
@@ -135,11 +137,6 @@ pub(super) fn drops_table(drops: &[DropView]) -> Table {
         ]);
     }
     table
-}
-
-/// Returns a duration such as `2.1 s`.
-fn seconds(ms: u64) -> String {
-    format!("{:.1}{NO_BREAK}s", ms as f64 / 1000.0)
 }
 
 /// Returns the LAST PACKET column, such as `2.1 s ago, TTL 1, 128 bytes, port 5000`.

@@ -11,6 +11,11 @@ pub const NO_BREAK: &str = "\u{a0}";
 /// Columns that are left out first on a terminal that is too narrow.
 const DISPENSABLE: [&str; 4] = ["BYTES", "AGE", "ORIGIN", "IDLE"];
 
+/// Returns a duration such as `2.1 s`.
+pub fn seconds(ms: u64) -> String {
+    format!("{:.1}{NO_BREAK}s", ms as f64 / 1000.0)
+}
+
 /// Creates a table. The columns with an index in `numbers` are right-aligned.
 pub fn new_table(header: &[&str], numbers: &[usize]) -> Table {
     let mut table = Table::new();

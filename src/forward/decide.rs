@@ -8,7 +8,7 @@ use super::{
     DropReason, NoTrace, NotData, Trace, TraceStep, Tracer, bandwidth_check, egress_check,
 };
 use crate::model::addr::{is_link_local_group, is_link_local_source};
-use crate::model::{Group, InterfaceId, MacAddress, MergeRule, Source, TtlPolicy};
+use crate::model::{Group, InterfaceId, MacAddress, MergeRule, MonitorKind, Source, TtlPolicy};
 use crate::table::flows::{FlowKey, Flows, Verdicts};
 use crate::table::{
     Admission, Entry, EntryId, Fib, Ingress, IngressSelection, PathId, ProxyIngress, StreamArrival,
@@ -95,6 +95,11 @@ impl<'f> Decision<'f> {
     pub fn merging_route(&self) -> Option<(&'f Entry, &'f MergeRule)> {
         let entry = self.fib.entries.get(self.verdicts.entry? as usize)?;
         Some((entry, entry.merge.as_ref()?))
+    }
+
+    /// Returns whether the stream is monitored, and as what.
+    pub fn monitor(&self) -> Option<MonitorKind> {
+        self.verdicts.monitor
     }
 
     /// Returns whether there is more than one variant.
@@ -190,7 +195,7 @@ pub fn decide<'f>(
     let matched = match cached {
         Some(verdicts) => verdicts,
         None => match look_up(fib, ingress, key) {
-            Ok(verdicts) => add_stream(arrival, verdicts, key),
+            Ok(verdicts) => complete(arrival, verdicts, key),
             Err(reason) => {
                 observe(arrival, key, len);
                 return Err(reason.into());
@@ -308,7 +313,7 @@ pub fn note_offloaded(
             // The plane has stopped already.
             return OffloadedFlow::Continues;
         };
-        verdicts = add_stream(arrival, new, key);
+        verdicts = complete(arrival, new, key);
         flows.set_verdicts(&key, verdicts, fib.generation);
     }
     continue_offload(arrival, verdicts, counted.0 > 0)
@@ -342,7 +347,7 @@ pub fn adopt_offloaded(
     let Ok(new) = look_up(arrival.fib, arrival.ingress, key) else {
         return OffloadedFlow::Ended;
     };
-    let verdicts = add_stream(arrival, new, key);
+    let verdicts = complete(arrival, new, key);
     let generation = arrival.fib.generation;
     match flows.adopt(key, verdicts, generation, counted, arrival.now_ms) {
         true => continue_offload(arrival, verdicts, true),
@@ -370,6 +375,31 @@ fn observe_stream(arrival: Arrival<'_, '_>, stream: Option<StreamKey>, bytes: u6
         } = arrival;
         streams.note_arrival(selection, stream, (sender, bytes), now_ms);
     }
+}
+
+/// Adds what is stored in a flow besides the matched entries.
+fn complete(arrival: Arrival<'_, '_>, verdicts: Verdicts, key: FlowKey) -> Verdicts {
+    let monitor = monitor_of(arrival.fib, arrival.ingress, verdicts, key);
+    add_stream(
+        arrival,
+        Verdicts {
+            monitor,
+            ..verdicts
+        },
+        key,
+    )
+}
+
+/// Returns whether a stream is monitored, and as what: as the first of its entries says that says
+/// anything, or else the rules for groups.
+pub fn monitor_of(
+    fib: &Fib,
+    ingress: &Ingress,
+    verdicts: Verdicts,
+    (_, group): FlowKey,
+) -> Option<MonitorKind> {
+    let of_entry = entries(fib, ingress, verdicts).find_map(|(entry, _)| entry.monitor);
+    of_entry.or_else(|| fib.monitored_group(group))
 }
 
 /// Adds what the selection of the active ingress needs: the key of the stream, whether its packets

@@ -67,10 +67,21 @@ impl LastMinute {
         self.period = self.period.max(now);
     }
 
-    fn add(&mut self, packets: u64, now_ms: u64) {
+    /// Counts packets.
+    pub fn add(&mut self, packets: u64, now_ms: u64) {
         self.advance(now_ms);
         let current = &mut self.packets[(self.period % 6) as usize];
         *current = current.saturating_add(u32::try_from(packets).unwrap_or(u32::MAX));
+    }
+
+    /// Takes packets back that were counted, the latest first.
+    pub fn remove(&mut self, mut packets: u64) {
+        for ago in 0..6 {
+            let period = &mut self.packets[((self.period + 6 - ago) % 6) as usize];
+            let taken = packets.min(u64::from(*period));
+            *period -= taken as u32;
+            packets -= taken;
+        }
     }
 
     /// Returns the number of packets.

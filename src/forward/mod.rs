@@ -16,7 +16,7 @@ mod upper;
 
 pub use decide::{
     Arrival, Decision, OffloadedFlow, Variant, adopt_offloaded, decide, end_offload, entry_paths,
-    look_up, may_offload, note_offloaded, observe, resolve,
+    look_up, may_offload, monitor_of, note_offloaded, observe, resolve,
 };
 pub use drop_history::{DropHistory, DropKey};
 pub use egress_check::{bandwidth_check, egress_check};

@@ -13,6 +13,7 @@ mod ingress_names;
 pub mod query;
 pub mod smcroute;
 pub mod socket_server;
+mod stream_views;
 mod trace;
 pub mod unix_socket;
 pub mod views;

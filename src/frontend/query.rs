@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use super::ingress_names::ingress_named;
-use super::{discovery_views, drop_views, flow_views, group_views, views};
+use super::{discovery_views, drop_views, flow_views, group_views, stream_views, views};
 use crate::actors::RouterContext;
 use crate::actors::messages::{
     ApplyChange, Barrier, FlushFlows, QueryDiscovery, QueryHostGroups, QueryMembers, QueryMnat,
@@ -137,6 +137,10 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
         ShowQuery::Drops(query) => {
             let drops = drop_views::drops(context, query).await;
             ShowReply::Drops(drops.map_err(|_| QueryError::NoAnswer("an interface"))?)
+        }
+        ShowQuery::Streams(query) => {
+            let streams = stream_views::streams(context, query).await;
+            ShowReply::Streams(streams.map_err(|_| QueryError::NoAnswer("the router"))?)
         }
         ShowQuery::Flows(query) => {
             if let Some(iif) = &query.iif {

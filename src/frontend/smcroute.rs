@@ -155,6 +155,7 @@ async fn show_tables(
             | ShowReply::Tunnels(_)
             | ShowReply::Discovery(_)
             | ShowReply::Drops(_)
+            | ShowReply::Streams(_)
             | ShowReply::Explain(_)
             | ShowReply::Trace(_)
             | ShowReply::Upgraded(_)

@@ -13,7 +13,9 @@ use super::quota::{GroupQuota, QuotaSlot, SenderStatus};
 /// counts and deadlines up to date and removes groups without members.
 #[derive(Debug, Default)]
 pub(super) struct GroupTable {
-    groups: BTreeMap<Group, GroupState>,
+    /// Boxed, because a node of the map has space for eleven values, and most hosts behind a tunnel
+    /// join one group.
+    groups: BTreeMap<Group, Box<GroupState>>,
     quota: GroupQuota,
     /// The next timeout of each group that has one.
     deadlines: BTreeSet<(Instant, Group)>,
@@ -41,17 +43,17 @@ impl GroupTable {
 
     /// Returns a group.
     pub(super) fn get(&self, group: Group) -> Option<&GroupState> {
-        self.groups.get(&group)
+        self.groups.get(&group).map(Box::as_ref)
     }
 
     /// Returns every group, lowest address first.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Group, &GroupState)> {
-        self.groups.iter().map(|(group, state)| (*group, state))
+        self.groups.iter().map(|(group, state)| (*group, &**state))
     }
 
     /// Returns the sources to forward of a group.
     pub(super) fn source_filter(&self, group: Group) -> SourceFilter {
-        let state = self.groups.get(&group);
+        let state = self.get(group);
         state.map_or_else(SourceFilter::none, GroupState::source_filter)
     }
 
@@ -70,7 +72,8 @@ impl GroupTable {
     /// has none.
     pub(super) fn insert(&mut self, group: Group, reporter: IpAddr, slot: QuotaSlot) {
         self.quota.occupy(slot);
-        self.groups.insert(group, GroupState::new(reporter, slot));
+        let state = GroupState::new(reporter, slot);
+        self.groups.insert(group, Box::new(state));
     }
 
     /// Changes a group. Does nothing if the group does not exist.

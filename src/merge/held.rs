@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use crate::model::{InterfaceId, MergePath};
+use crate::streams::StreamId;
 
 /// Limit of held packets of one merge.
 const MAX_PACKETS: usize = 1 << 15;
@@ -27,6 +28,8 @@ pub struct HeldPacket {
     pub ingress: InterfaceId,
     /// The source and group with which it arrived.
     pub stream: (IpAddr, IpAddr),
+    /// The identity of this stream, if it is monitored.
+    pub monitored: Option<StreamId>,
     /// The TTL with which it arrived.
     pub ttl: u8,
     /// Receive time, in nanoseconds of `CLOCK_REALTIME`.

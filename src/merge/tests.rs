@@ -69,6 +69,7 @@ impl Simulation {
                 path,
                 ingress: InterfaceId::new(1).unwrap(),
                 stream: (header.source, header.destination),
+                monitored: None,
                 ttl: 7,
                 // Identifies the packet.
                 received_ns: at as u64,

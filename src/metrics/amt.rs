@@ -59,8 +59,8 @@ impl AmtFamilies {
             )?,
             failed_copies: make.counters(
                 "mcastor_amt_failed_copies_total",
-                "Packets for AMT gateways that the kernel refused to send",
-                &["iface"],
+                "Packets for AMT gateways that could not be sent, by reason",
+                &["iface", "reason"],
             )?,
         })
     }
@@ -102,11 +102,15 @@ impl AmtFamilies {
     }
 
     /// Adds what a relay sent.
-    pub fn add_copies(&self, interface: &str, copies: u64, bytes: u64, failed: u64) {
+    pub fn add_copies(&self, interface: &str, copies: u64, bytes: u64) {
         self.copies.with_label_values(&[interface]).inc_by(copies);
         let counter = self.copy_bytes.with_label_values(&[interface]);
         counter.inc_by(bytes);
-        let counter = self.failed_copies.with_label_values(&[interface]);
-        counter.inc_by(failed);
+    }
+
+    /// Adds copies that could not be sent. `reason` is `too_big` or `refused`.
+    pub fn add_failed_copies(&self, interface: &str, reason: &str, count: u64) {
+        let counter = self.failed_copies.with_label_values(&[interface, reason]);
+        counter.inc_by(count);
     }
 }

@@ -18,6 +18,7 @@ use super::membership::MembershipFamilies;
 use super::merge::MergeFamilies;
 use super::mnat::MnatFamilies;
 use super::process::ProcessFamilies;
+use super::streams::StreamFamilies;
 use crate::forward::DropReason;
 use crate::model::{FlowEnd, IfName, Link, ProcessUsage, RouteName, TakeoverRole, TranslationKind};
 
@@ -157,6 +158,8 @@ pub struct Catalog {
     pub discovery: DiscoveryFamilies,
     /// Metrics of merges.
     pub merge: MergeFamilies,
+    /// Metrics of monitored streams.
+    pub streams: StreamFamilies,
     process: ProcessFamilies,
 }
 
@@ -372,6 +375,7 @@ impl Catalog {
         let amt = AmtFamilies::new(&registry)?;
         let discovery = DiscoveryFamilies::new(&registry)?;
         let merge = MergeFamilies::new(&registry)?;
+        let streams = StreamFamilies::new(&registry)?;
         let process = ProcessFamilies::new(&registry)?;
         Ok(Self {
             registry,
@@ -381,6 +385,7 @@ impl Catalog {
             amt,
             discovery,
             merge,
+            streams,
             process,
             route_packets,
             route_bytes,

@@ -11,6 +11,7 @@ pub mod merge;
 pub mod mnat;
 pub mod mnat_server;
 mod process;
+pub mod streams;
 
 pub use catalog::{Catalog, InterfaceCounters, PathCounters};
 pub use mnat_server::MnatServerCatalog;

@@ -15,6 +15,7 @@ pub mod link;
 pub mod links;
 pub mod mac_address;
 pub mod merge_rule;
+pub mod monitor;
 pub mod process_usage;
 pub mod proxy;
 pub mod rule;
@@ -35,6 +36,9 @@ pub use link::{IfIndex, IfName, IfPattern, InterfaceId, LinkError, PlaneName};
 pub use links::{Link, LinkAddress, Links};
 pub use mac_address::MacAddress;
 pub use merge_rule::{MergeBy, MergePath, MergeRule};
+pub use monitor::{
+    EventSettings, EventThresholds, MonitorKind, MonitorRules, SequenceField, Webhook, WebhookError,
+};
 pub use process_usage::ProcessUsage;
 pub use proxy::{
     HeaderChecks, MAX_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers, Versions,

@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    DEFAULT_TAKEOVER, FragmentPolicy, Group, GroupPrefix, IfPattern, RouteName, Source,
-    SourcePrefix, TtlPolicy,
+    DEFAULT_TAKEOVER, FragmentPolicy, Group, GroupPrefix, IfPattern, MonitorKind, RouteName,
+    Source, SourcePrefix, TtlPolicy,
 };
 
 /// Largest number of proxies that use one interface.
@@ -162,6 +162,8 @@ pub struct ProxyRule {
     pub takeover: Duration,
     /// Whether packets are withheld from an interface to which another forwarder sends them.
     pub redundant: bool,
+    /// Whether the streams are monitored, and as what.
+    pub monitor: Option<MonitorKind>,
 }
 
 impl ProxyRule {
@@ -189,6 +191,7 @@ impl ProxyRule {
             limits: MembershipLimits::default(),
             takeover: DEFAULT_TAKEOVER,
             redundant: true,
+            monitor: None,
         }
     }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    Group, GroupPrefix, IfPattern, InterfaceId, Link, Links, MergeRule, Source, SourcePrefix,
-    StreamSet, TranslationRule, TtlPolicy,
+    Group, GroupPrefix, IfPattern, InterfaceId, Link, Links, MergeRule, MonitorKind, Source,
+    SourcePrefix, StreamSet, TranslationRule, TtlPolicy,
 };
 
 /// The name of a route: the `route` label of its metrics. Cheap to clone.
@@ -165,6 +165,8 @@ pub struct RouteRule {
     pub takeover: Option<Duration>,
     /// Whether packets are withheld from an egress to which another forwarder sends them.
     pub redundant: bool,
+    /// Whether the streams are monitored, and as what.
+    pub monitor: Option<MonitorKind>,
     /// Replacement of source, group or UDP port. Users know it as `rewrite`.
     #[serde(rename = "rewrite")]
     pub translation: Option<TranslationRule>,
@@ -194,6 +196,7 @@ impl RouteRule {
             loop_guard: false,
             takeover: Some(DEFAULT_TAKEOVER),
             redundant: true,
+            monitor: None,
             translation: None,
             merge: None,
         }

@@ -9,6 +9,7 @@ use crate::forward::DropReason;
 use crate::forward::fragment::{clear_dont_fragment, fragment};
 use crate::forward::segment::segment;
 use crate::model::FragmentPolicy;
+use crate::streams::StreamId;
 use crate::table::{Path, PathId, SharedVec};
 use crate::wire::ip::IpHeader;
 use crate::wire::ip_summary::IpSummary;
@@ -52,6 +53,8 @@ pub struct SendDrop {
     pub packets: u64,
     /// Their length together, in bytes.
     pub bytes: u64,
+    /// Their stream, if it is monitored.
+    pub stream: Option<StreamId>,
 }
 
 /// A packet that is larger than the MTU and may not be fragmented.
@@ -91,15 +94,16 @@ impl SendCounts {
         self.received_ns.extend(times);
     }
 
-    /// Counts dropped packets. `bytes` are those of the first, `counted` the packets and bytes on
-    /// the wire.
-    fn drop(&mut self, reason: DropReason, bytes: &[u8], (packets, len): (u64, u64)) {
+    /// Counts dropped packets of a slot. `bytes` are those of the first, `counted` the packets and
+    /// bytes on the wire.
+    fn drop(&mut self, slot: &Slot, reason: DropReason, bytes: &[u8], (packets, len): (u64, u64)) {
         self.dropped[reason as usize] += packets;
         self.drops.push(SendDrop {
             reason,
             packet: IpSummary::read(bytes),
             packets,
             bytes: len,
+            stream: slot.stream,
         });
     }
 
@@ -112,6 +116,19 @@ impl SendCounts {
         self.error = None;
         self.too_big = None;
     }
+}
+
+/// Receives the packets of monitored streams that an [`EgressQueue`] sent.
+pub trait SendObserver {
+    /// A packet was sent. It may be a fragment.
+    fn sent(&mut self, stream: StreamId, packet: OutPacket<'_>);
+}
+
+/// Ignores them.
+pub struct NoObserver;
+
+impl SendObserver for NoObserver {
+    fn sent(&mut self, _: StreamId, _: OutPacket<'_>) {}
 }
 
 /// The packets of one batch that leave on one egress. Some are sent as segments or fragments.
@@ -198,7 +215,7 @@ impl EgressQueue {
             }
             let fragmented = fragment(packet, mtu, parts, |r| packets.push(part(r)));
             if let Err(reason) = fragmented {
-                sent.drop(reason, packet, (1, packet.len() as u64));
+                sent.drop(slot, reason, packet, (1, packet.len() as u64));
                 if reason == DropReason::TooBig {
                     sent.too_big = Some(TooBigPacket {
                         path: slot.path,
@@ -223,7 +240,9 @@ impl EgressQueue {
             Ok(()) => self.scratch[..end]
                 .chunks(segments.longest(packet.len()))
                 .for_each(each),
-            Err(reason) => sent.drop(reason, packet, (slot.packets(), slot.bytes())),
+            Err(reason) => {
+                sent.drop(slot, reason, packet, (slot.packets(), slot.bytes()));
+            }
         }
     }
 
@@ -255,6 +274,17 @@ impl EgressQueue {
 
     /// Sends as many packets as the socket accepts now.
     pub fn drive(&mut self, transmit: &mut dyn PacketSink, sent: &mut SendCounts) -> Progress {
+        self.drive_observed(transmit, sent, &mut NoObserver)
+    }
+
+    /// Like [`drive`](Self::drive), and passes each packet of a monitored stream that was sent to
+    /// `observer`.
+    pub fn drive_observed(
+        &mut self,
+        transmit: &mut dyn PacketSink,
+        sent: &mut SendCounts,
+        observer: &mut impl SendObserver,
+    ) -> Progress {
         while self.next < self.packets.len() {
             if self.has_gso && !transmit.accepts_gso() {
                 self.segment_remaining(sent);
@@ -272,7 +302,8 @@ impl EgressQueue {
                 // never end.
                 Ok(0) => {
                     let bytes = outgoing(&left[0]).bytes;
-                    sent.drop(DropReason::SendFailed, bytes, on_wire(&left[0], slots));
+                    let (slot, wire) = (&slots[left[0].0 as usize], on_wire(&left[0], slots));
+                    sent.drop(slot, DropReason::SendFailed, bytes, wire);
                     self.next += 1;
                     continue;
                 }
@@ -287,7 +318,8 @@ impl EgressQueue {
                         continue;
                     }
                     let reason = reason_of(&e);
-                    sent.drop(reason, outgoing(&left[0]).bytes, on_wire(&left[0], slots));
+                    let (slot, wire) = (&slots[left[0].0 as usize], on_wire(&left[0], slots));
+                    sent.drop(slot, reason, outgoing(&left[0]).bytes, wire);
                     sent.error = Some((reason, e.raw_os_error().unwrap_or_default()));
                     self.next += 1;
                     continue;
@@ -295,7 +327,11 @@ impl EgressQueue {
             };
             for part in &left[..accepted] {
                 let (packets, bytes) = on_wire(part, slots);
-                sent.count(&slots[part.0 as usize], packets, bytes);
+                let slot = &slots[part.0 as usize];
+                sent.count(slot, packets, bytes);
+                if let Some(stream) = slot.stream {
+                    observer.sent(stream, outgoing(part));
+                }
             }
             self.next += accepted;
         }
@@ -309,7 +345,8 @@ impl EgressQueue {
         if let Some(batch) = self.batch.take() {
             for part in &self.packets[self.next..] {
                 let packet = outgoing(part, &self.slots, &self.parts, &batch);
-                sent.drop(reason, packet.bytes, on_wire(part, &self.slots));
+                let slot = &self.slots[part.0 as usize];
+                sent.drop(slot, reason, packet.bytes, on_wire(part, &self.slots));
             }
         }
         self.next = self.packets.len();

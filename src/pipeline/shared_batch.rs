@@ -2,6 +2,7 @@
 //! it.
 
 use super::Batch;
+use crate::streams::StreamId;
 use crate::table::PathId;
 use crate::wire::offload::GsoLayout;
 
@@ -20,6 +21,8 @@ pub struct Slot {
     pub path: PathId,
     /// Receive time, in nanoseconds of `CLOCK_REALTIME`.
     pub received_ns: u64,
+    /// The stream, if it is monitored.
+    pub stream: Option<StreamId>,
 }
 
 impl Slot {

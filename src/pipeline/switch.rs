@@ -18,11 +18,12 @@ use crate::forward::finish::finish_packet;
 use crate::forward::segment::{gso_layout, prepare_for_kernel_gso, segment};
 use crate::forward::{
     Arrival, Decision, DropHistory, DropReason, LoopGuard, NotData, Variant, bandwidth_check,
-    decide, egress_check, look_up, observe,
+    decide, egress_check, look_up, monitor_of, observe,
 };
 use crate::merge::{HeldPacket, MergeOutcome, MergePacket, Merger, Merges, SharedMerge, Step};
-use crate::model::{MergePath, MergeRule, TranslationRule};
-use crate::table::flows::{FlowBudget, Flows};
+use crate::model::{MergePath, MergeRule, MonitorKind, TranslationRule};
+use crate::streams::{ObservedPacket, StreamId, StreamMonitor};
+use crate::table::flows::{FlowBudget, FlowKey, Flows};
 use crate::table::{EgressId, Entry, Fib, Ingress, StreamState, YieldDecision};
 use crate::wire::ip_summary::IpSummary;
 use crate::wire::offload::{GsoLayout, Offload};
@@ -46,6 +47,8 @@ pub struct Switch {
     pub flows: Flows,
     /// What was dropped before it was handed to an egress.
     pub drops: DropHistory,
+    /// The streams that are monitored.
+    pub monitor: StreamMonitor,
     guard: Arc<LoopGuard>,
     streams: Arc<StreamState>,
     /// Indexed by egress id.
@@ -141,6 +144,8 @@ struct Decided<'a, 'f> {
     fib: &'a Fib,
     decision: &'a Decision<'f>,
     packet: &'a Packet,
+    /// The stream, if it is monitored.
+    stream: Option<StreamId>,
     now_ms: u64,
 }
 
@@ -159,17 +164,25 @@ impl Default for Switch {
     /// Creates a switch with its own flows, loop guard and state of streams.
     fn default() -> Self {
         let flows = Flows::new(FlowBudget::new(65_536));
-        Self::new(flows, Arc::default(), Arc::default())
+        let monitor = StreamMonitor::new(Arc::default());
+        Self::new(flows, Arc::default(), Arc::default(), monitor)
     }
 }
 
 impl Switch {
     /// Creates a switch that records flows in `flows`, drops packets that `guard` recognises, and
-    /// forwards each stream from its active ingress in `streams`.
-    pub fn new(flows: Flows, guard: Arc<LoopGuard>, streams: Arc<StreamState>) -> Self {
+    /// forwards each stream from its active ingress in `streams`. `monitor` examines the streams for
+    /// which the settings ask for it.
+    pub fn new(
+        flows: Flows,
+        guard: Arc<LoopGuard>,
+        streams: Arc<StreamState>,
+        monitor: StreamMonitor,
+    ) -> Self {
         Self {
             flows,
             drops: DropHistory::default(),
+            monitor,
             guard,
             streams,
             egresses: Vec::new(),
@@ -236,10 +249,15 @@ impl Switch {
                     counts.packets += self.ranges.len() as u64 * self.datagrams_each();
                     counts.takeovers += u64::from(decision.takeover);
                     counts.bytes += self.ranges.iter().map(bytes).sum::<u64>();
+                    let stream = decision.monitor().and_then(|kind| {
+                        let memory = (&batch, &out.side_buffer[..]);
+                        self.observe_stream(fib, &decision, kind, packet, memory, now_ms)
+                    });
                     let decided = Decided {
                         fib,
                         decision: &decision,
                         packet,
+                        stream,
                         now_ms,
                     };
                     match decision.merging_route() {
@@ -272,6 +290,10 @@ impl Switch {
                     };
                     self.drops
                         .count(reason, None, summary, (packets, bytes), now_ms);
+                    if let Some(summary) = summary {
+                        let key = (summary.source, summary.destination);
+                        self.observe_dropped(fib, ingress, key, reason, (&batch, packet), now_ms);
+                    }
                 }
             }
         }
@@ -382,6 +404,7 @@ impl Switch {
             fib,
             decision,
             packet,
+            stream: monitored,
             now_ms,
         } = decided;
         let Some((merger, interface)) = merger.zip(ingress.interface) else {
@@ -432,6 +455,7 @@ impl Switch {
                     path: rule.path,
                     ingress: interface,
                     stream,
+                    monitored,
                     ttl: decision.datagram.ttl,
                     received_ns: packet.received_ns,
                 };
@@ -465,6 +489,9 @@ impl Switch {
                 let egress = egress.and_then(|id| fib.egresses.get(id as usize));
                 let egress = egress.map(|egress| egress.index);
                 self.drops.count(reason, egress, summary, counted, now_ms);
+                if let Some(id) = held.monitored {
+                    self.monitor.count_dropped(id, egress, reason, 1, now_ms);
+                }
             };
             match (step, route_of(fib, held)) {
                 (Step::Expired(_), _) => drop(DropReason::MergeLate, None),
@@ -502,6 +529,9 @@ impl Switch {
                 let counted = (1, len.into());
                 let egress = Some(egress.index);
                 self.drops.count(reason, egress, summary, counted, now_ms);
+                if let Some(id) = held.monitored {
+                    self.monitor.count_dropped(id, egress, reason, 1, now_ms);
+                }
                 continue;
             }
             let position = &mut self.egresses[path.egress as usize];
@@ -513,7 +543,87 @@ impl Switch {
                 segments: None,
                 path: *id,
                 received_ns: held.received_ns,
+                stream: held.monitored,
             });
+        }
+    }
+
+    /// Examines a packet of a monitored stream as it arrived. Returns the identity of the stream.
+    fn observe_stream(
+        &mut self,
+        fib: &Fib,
+        decision: &Decision<'_>,
+        kind: MonitorKind,
+        packet: &Packet,
+        (batch, side_buffer): (&Batch, &[u8]),
+        now_ms: u64,
+    ) -> Option<StreamId> {
+        let datagram = &decision.datagram;
+        let is_segmented = matches!(packet.offload, Offload::UdpSegments { .. });
+        let memory = match is_segmented && self.gso.is_none() {
+            true => side_buffer,
+            false => batch.bytes(),
+        };
+        let mut stream = None;
+        for (start, len) in &self.ranges {
+            let bytes = memory.get(*start as usize..)?.get(..*len as usize)?;
+            let observed = ObservedPacket {
+                bytes,
+                segments: self.gso.map(|(segments, _)| segments),
+                received_ns: packet.received_ns,
+                now_ms,
+            };
+            let key = (datagram.source, datagram.destination);
+            let method = (kind, fib.monitoring.sequence);
+            stream = self.monitor.observe(key, method, observed);
+        }
+        stream
+    }
+
+    /// Counts a packet that was dropped for all egresses, if its stream is monitored.
+    fn observe_dropped(
+        &mut self,
+        fib: &Fib,
+        ingress: &Ingress,
+        key: FlowKey,
+        reason: DropReason,
+        (batch, packet): (&Batch, &Packet),
+        now_ms: u64,
+    ) {
+        // With routes and members as they are, other streams are not forwarded anyway.
+        let concerns_stream = match reason {
+            DropReason::TtlExpired | DropReason::NoEgress => fib.monitors,
+            _ => fib.monitors && self.monitor.contains(&key),
+        };
+        let kind = || monitor_of(fib, ingress, look_up(fib, ingress, key).ok()?, key);
+        let Some(kind) = concerns_stream.then(kind).flatten() else {
+            return;
+        };
+        let packet_bytes = || {
+            let bytes = batch.bytes().get(packet.start as usize..)?;
+            let bytes = bytes.get(..packet.len as usize)?;
+            let (_, tags) = vlan::skip_tags(packet.ethertype, bytes).ok()?;
+            let datagram = ip::IpHeader::parse(&bytes[tags..]).ok()?;
+            let segments = match packet.offload {
+                Offload::UdpSegments { payload } => gso_layout(&bytes[tags..], &datagram, payload),
+                _ => None,
+            };
+            Some((&bytes[tags..tags + datagram.packet_len], segments))
+        };
+        let Some((bytes, segments)) = packet_bytes() else {
+            return;
+        };
+        let observed = ObservedPacket {
+            bytes,
+            segments,
+            received_ns: packet.received_ns,
+            now_ms,
+        };
+        let method = (kind, fib.monitoring.sequence);
+        if let Some(id) = self.monitor.observe(key, method, observed) {
+            let packets = segments.map_or(1, |segments| segments.count(bytes.len()));
+            self.monitor
+                .count_dropped(id, None, reason, packets, now_ms);
         }
     }
 
@@ -532,6 +642,7 @@ impl Switch {
             fib,
             decision,
             packet,
+            stream: monitored,
             now_ms,
         } = decided;
         let ranges = self.ranges.len();
@@ -653,6 +764,10 @@ impl Switch {
                     let egress = Some(egress.index);
                     self.drops
                         .count(reason, egress, Some(summary), counted, now_ms);
+                    if let Some(id) = monitored {
+                        self.monitor
+                            .count_dropped(id, egress, reason, count, now_ms);
+                    }
                     continue;
                 }
                 let position = position.index(path.egress, out);
@@ -665,6 +780,7 @@ impl Switch {
                         segments,
                         path: id,
                         received_ns: packet.received_ns,
+                        stream: monitored,
                     }));
                     continue;
                 }
@@ -693,6 +809,7 @@ impl Switch {
                     segments,
                     path: id,
                     received_ns: packet.received_ns,
+                    stream: monitored,
                 }));
             }
         }
@@ -710,6 +827,11 @@ impl Switch {
                 let counted = (datagrams_each, datagrams_each * u64::from(summary.len));
                 self.drops
                     .count(reason, None, Some(summary), counted, now_ms);
+                // A copy is no loss.
+                let is_copy = reason == DropReason::MergeDuplicate;
+                if let Some(id) = monitored.filter(|_| !is_copy) {
+                    (self.monitor).count_dropped(id, None, reason, datagrams_each, now_ms);
+                }
             }
         }
     }

@@ -113,6 +113,7 @@ fn check_relay(
         name: name?,
         listen,
         mtu: mtu as u32,
+        fragment: raw.fragment.unwrap_or(true),
         relay,
     })
 }

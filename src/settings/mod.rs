@@ -30,6 +30,7 @@ mod locate;
 mod manual;
 mod merge;
 mod mnat;
+mod monitor;
 mod proxies;
 mod raw;
 mod reference;

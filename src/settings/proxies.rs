@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::addresses::{parse_group, parse_source};
 use super::checker::{Checker, default_boolean};
 use super::key_path::KeyPath;
+use super::monitor::check_monitor_kind;
 use super::raw::{RawProxy, RawProxyLimits, RawProxyTimers, RawTable, RawVersions};
 use super::routes::check_fragment_policy;
 use crate::model::{
@@ -75,6 +76,7 @@ fn check_proxy(checker: &mut Checker<'_>, path: &KeyPath, raw: RawProxy) -> Opti
     let fragment = check_fragment_policy(checker, path, raw.fragment);
     let version = check_versions(checker, &path.key("version"), raw.version);
     let takeover = checker.duration_or_default(&path.key("takeover"), raw.takeover);
+    let monitor = check_monitor_kind(checker, &path.key("monitor"), raw.monitor);
     let timers = check_timers(checker, &path.key("timers"), raw.timers);
     let limits = check_limits(checker, &path.key("limits"), raw.limits);
     let name = checker.metrics_name(&path.key("name"), raw.name.as_deref(), "proxy eth0");
@@ -101,6 +103,7 @@ fn check_proxy(checker: &mut Checker<'_>, path: &KeyPath, raw: RawProxy) -> Opti
         redundant: raw
             .redundant
             .unwrap_or(default_boolean(&path.key("redundant"))),
+        monitor,
         ..proxy
     })
 }

@@ -35,6 +35,7 @@ raw_tables! {
         mrdisc: Table(RawMrdisc);
         mnat: Table(RawMnat);
         amt: Table(RawAmt);
+        monitor: Table(RawMonitor);
         limits: Table(RawLimits);
     }
 
@@ -208,6 +209,11 @@ raw_tables! {
         /// Withholds an (S,G) from an egress while another router sends it there. false where hosts
         /// on the link are not trusted: their copies would stop the stream for the others.
         redundant: Boolean, default_boolean(true);
+        /// Examines each stream, so that `show streams` says whether it is healthy and where packets
+        /// were lost: as RTP, as MPEG-TS, by "sequence" numbers, only its "rate", or "auto" as what
+        /// its packets are. The kernel does not forward such streams. See docs/streams.md.
+        monitor: String, words(&["auto", "rtp", "ts", "sequence", "rate"]),
+            default_described("not monitored"), example("\"auto\"");
         rewrite: Table(RawTranslation), range("at least one of its three keys"),
             example("{ group = \"239.1.1.1\" }");
         merge: Table(RawMerge), range("at least `with`"),
@@ -322,6 +328,9 @@ raw_tables! {
         /// Withholds an (S,G) from an interface while another router sends it there. false where
         /// hosts on the link are not trusted: their copies would stop the stream for the others.
         redundant: Boolean, default_boolean(true);
+        /// Examines the streams, as in a route.
+        monitor: String, words(&["auto", "rtp", "ts", "sequence", "rate"]),
+            default_described("not monitored"), example("\"auto\"");
         timers: Table(RawProxyTimers), default_described("the defaults of its keys"),
             example("{ query_interval = \"60s\" }");
         limits: Table(RawProxyLimits), default_described("the defaults of its keys"),
@@ -530,8 +539,11 @@ raw_tables! {
         /// The time after which gateways report their groups again.
         query_interval: String, default_string("125s"), durations_ms(1000, 31_744_000);
         /// The size of the largest packet inside a tunnel. Larger ones are fragmented or dropped,
-        /// as on other interfaces. Datagrams that exceed the MTU of the path are fragmented.
+        /// as on other interfaces.
         mtu: Integer, default_integer(1452), integers(576, 65_000), unit("bytes");
+        /// Whether datagrams that exceed the MTU of the path are fragmented, outside the tunnel. With
+        /// `false`, they are not sent, and counted in `mcastor_amt_failed_copies_total`.
+        fragment: Boolean, default_boolean(true);
         limits: Table(RawAmtLimits), default_described("the defaults of its keys"),
             example("{ gateways = 10000 }");
     }
@@ -558,6 +570,34 @@ raw_tables! {
         flows: Integer, default_integer(65_536), integers(1, 10_000_000);
         /// The seconds after its last packet when a flow is removed.
         flow_idle: Integer, default_integer(60), integers(1, 3600), unit("seconds");
+        /// The number of streams that are monitored. Further ones are forwarded as usual, and
+        /// counted as left out. A stream takes about 20 kB of memory.
+        monitored_streams: Integer, default_integer(1000), integers(0, 100_000);
+    }
+
+    /// Monitored streams: those of groups, whichever route forwards them, and the events of all that
+    /// are monitored. See docs/streams.md.
+    struct RawMonitor {
+        /// Groups whose streams are monitored in every route and proxy.
+        groups: Strings, default_described("`[]`"), range("groups or prefixes"),
+            example("[\"239.1.0.0/16\"]");
+        /// How the streams of `groups` are examined, as `monitor` of a route.
+        kind: String, default_string("auto"), words(&["auto", "rtp", "ts", "sequence", "rate"]);
+        /// Where the UDP payload has the sequence number of streams with "sequence".
+        sequence_offset: Integer, default_described("that of `mcastor send`"),
+            integers(0, 65_000), unit("bytes"), example("0");
+        /// The length of that number: 2, 4 or 8. It is a big-endian number that grows by one.
+        sequence_bytes: Integer, default_described("4 with `sequence_offset`"), integers(2, 8),
+            range("2, 4 or 8"), example("4");
+        /// A stream without packets for this time is silent.
+        silent_after: String, default_string("2s"), durations_ms(1000, 3_600_000);
+        /// Loss is reported when more than this number of a million packets were lost in a minute.
+        loss_ppm: Integer, default_integer(1000), integers(0, 1_000_000);
+        /// A change of the bit rate by more than this is reported. 0: none.
+        rate_percent: Integer, default_integer(50), integers(0, 1000), unit("percent");
+        /// Where alerts are sent, in the format of Alertmanager. Names are not resolved.
+        webhook: String, pattern("^http://"), range("`http://ADDRESS:PORT/PATH`"),
+            example("\"http://127.0.0.1:9093/api/v2/alerts\"");
     }
 
     /// A number in the UDP payload.

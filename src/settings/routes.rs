@@ -6,6 +6,7 @@ use super::addresses::{parse_group, parse_source};
 use super::checker::{Checker, default_boolean};
 use super::joins::check_group_count;
 use super::key_path::KeyPath;
+use super::monitor::check_monitor_kind;
 use super::raw::{JOIN_FORMS, RawJoinPolicy, RawRoute};
 use super::route_merge::{check_merge, refuse_with_merge};
 use super::route_translation::{check_translation, refuse_conflicts};
@@ -86,6 +87,7 @@ fn check_route(checker: &mut Checker<'_>, path: &KeyPath, raw: RawRoute) -> Opti
             refuse_with_merge(checker, path, key);
         }
     }
+    let monitor = check_monitor_kind(checker, &path.key("monitor"), raw.monitor);
     let ingresses = [("one", false), ("all", true)];
     let all_ingresses = checker.word(&path.key("ingress"), raw.ingress, &ingresses);
     let takeover = checker.duration_or_default(&path.key("takeover"), raw.takeover);
@@ -110,6 +112,7 @@ fn check_route(checker: &mut Checker<'_>, path: &KeyPath, raw: RawRoute) -> Opti
         redundant: raw
             .redundant
             .unwrap_or(default_boolean(&path.key("redundant"))),
+        monitor,
         // A wrong translation excludes the route from the result.
         translation: match rewrite {
             Some(rewrite) => Some(rewrite?),

@@ -210,8 +210,12 @@ pub(super) fn check_limits(checker: &mut Checker<'_>, raw: RawLimits) -> LimitSe
     let flows = checker.integer_or_default(&path.key("flows"), raw.flows, help);
     let help = "A flow is removed this long after its last packet.";
     let flow_idle = checker.integer_or_default(&path.key("flow_idle"), raw.flow_idle, help);
+    let help = "A stream takes about 20 kB of memory.";
+    let monitored = path.key("monitored_streams");
+    let monitored = checker.integer_or_default(&monitored, raw.monitored_streams, help);
     LimitSettings {
         flows: flows as usize,
         flow_idle: flow_idle as u32,
+        monitored_streams: monitored as usize,
     }
 }

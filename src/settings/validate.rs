@@ -10,6 +10,7 @@ use super::joins::check_joins;
 use super::key_path::KeyPath;
 use super::locate::Sources;
 use super::mnat::check_mnat;
+use super::monitor::check_monitor;
 use super::proxies::check_proxies;
 use super::raw::{RawSettings, RawTable};
 use super::report::Problem;
@@ -46,6 +47,7 @@ pub(super) fn validate(
         mrdisc: check_mrdisc(&mut checker, table(raw.mrdisc)),
         mnat: raw.mnat.and_then(|raw| check_mnat(&mut checker, raw.0)),
         amt: check_amt(&mut checker, table(raw.amt)),
+        monitor: check_monitor(&mut checker, table(raw.monitor)),
         limits: check_limits(&mut checker, table(raw.limits)),
         skipped: Vec::new(),
         doubtful: Vec::new(),

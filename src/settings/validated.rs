@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::raw::DEFAULT_SOCKET;
 use crate::model::{
-    Bandwidth, IfPattern, JoinRule, KernelForwarding, ProxyRule, RouteRule, TtlThreshold,
+    Bandwidth, EventSettings, IfPattern, JoinRule, KernelForwarding, MonitorRules, ProxyRule,
+    RouteRule, TtlThreshold,
 };
 
 /// The settings. The default is the meaning of an empty file.
@@ -42,6 +43,8 @@ pub struct Settings {
     pub mnat: Option<crate::mnat::Config>,
     /// `[amt]`
     pub amt: crate::amt::config::AmtConfig,
+    /// `[monitor]`
+    pub monitor: MonitorSettings,
     /// `[limits]`
     pub limits: LimitSettings,
     /// The wrong lines of an `smcroute.conf`, which are skipped: location and reason.
@@ -213,4 +216,15 @@ pub struct LimitSettings {
     pub flows: usize,
     /// The seconds after its last packet when a flow is removed, 1 to 3,600.
     pub flow_idle: u32,
+    /// The number of streams that are monitored, 0 to 100,000.
+    pub monitored_streams: usize,
+}
+
+/// Monitored streams, besides those of routes and proxies that ask for it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MonitorSettings {
+    /// What is monitored.
+    pub rules: MonitorRules,
+    /// What is reported.
+    pub events: EventSettings,
 }

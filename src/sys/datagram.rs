@@ -90,23 +90,35 @@ impl DatagramSocket {
         }
         set_option_int(&fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)?;
         set_option_int(&fd, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)?;
-        // Datagrams that exceed the path MTU are fragmented: the far end of a tunnel reassembles
-        // them, and nothing would lower the MTU inside.
-        match address {
-            SocketAddr::V4(_) => {
-                set_option_int(&fd, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
-                let discover = libc::IP_PMTUDISC_DONT;
-                set_option_int(&fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discover)?;
-            }
-            SocketAddr::V6(_) => {
-                set_option_int(&fd, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
-                let discover = libc::IPV6_PMTUDISC_DONT;
-                set_option_int(&fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, discover)?;
-            }
-        }
+        let (level, destination) = match address {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_PKTINFO),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+        };
+        set_option_int(&fd, level, destination, 1)?;
         // Ignores a failure: kernels before 5.0 deliver each datagram by itself.
         let _ = set_option_int(&fd, libc::SOL_UDP, libc::UDP_GRO, 1);
-        Ok(Self { fd, local })
+        let socket = Self { fd, local };
+        socket.set_fragmenting(true)?;
+        Ok(socket)
+    }
+
+    /// Sets whether datagrams that exceed the path MTU are sent in fragments, which the far end of a
+    /// tunnel reassembles. Without, they cannot be sent: see [`is_too_big`]. A new socket fragments,
+    /// because nothing would lower the MTU inside the tunnel.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_fragmenting(&self, fragment: bool) -> io::Result<()> {
+        let (level, option) = match self.local {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+        };
+        // Both IP versions have the same values.
+        let discover = match fragment {
+            true => libc::IP_PMTUDISC_DONT,
+            false => libc::IP_PMTUDISC_DO,
+        };
+        set_option_int(&self.fd, level, option, discover)
     }
 
     /// Continues the socket of another process.
@@ -347,6 +359,11 @@ impl CopySender {
 pub fn is_segment_error(error: &io::Error) -> bool {
     let errors = [libc::EINVAL, libc::EIO, libc::EMSGSIZE, libc::EOPNOTSUPP];
     error.raw_os_error().is_some_and(|e| errors.contains(&e))
+}
+
+/// Returns whether an error of [`CopySender::send`] says that a datagram exceeds the path MTU.
+pub fn is_too_big(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EMSGSIZE)
 }
 
 /// Writes the control messages of a message that is sent.

@@ -20,8 +20,9 @@ use super::oif_table::OifTable;
 use super::shared_vec::SharedVec;
 use super::subnet_conflict::SubnetConflict;
 use crate::model::{
-    FragmentPolicy, IfName, InterfaceId, KernelForwarding, MacAddress, MergeRule, PlaneName,
-    ProxyRule, RouteName, SourcePrefix, TranslationRule, TtlPolicy, TtlThreshold,
+    FragmentPolicy, GroupPrefix, IfName, InterfaceId, KernelForwarding, MacAddress, MergeRule,
+    MonitorKind, MonitorRules, PlaneName, ProxyRule, RouteName, SourcePrefix, TranslationRule,
+    TtlPolicy, TtlThreshold,
 };
 
 /// All that the data path needs for its decisions. A clone shares everything but the generation.
@@ -48,6 +49,10 @@ pub struct Fib {
     pub subnet_conflicts: Arc<BTreeSet<SubnetConflict>>,
     /// The downstream interfaces with members, per group and source.
     pub oif_table: OifTable,
+    /// Whether any stream may be monitored.
+    pub monitors: bool,
+    /// What is monitored besides the entries that ask for it.
+    pub monitoring: Arc<MonitorRules>,
 }
 
 /// A downstream interface of a proxy.
@@ -143,6 +148,8 @@ pub struct Entry {
     pub yields: bool,
     /// The merge of the packets with those of another path.
     pub merge: Option<MergeRule>,
+    /// Whether the streams are monitored, and as what.
+    pub monitor: Option<MonitorKind>,
     /// The paths of the packets; empty while no egress exists. Paths that depend on memberships are
     /// not included.
     pub paths: Vec<PathId>,
@@ -202,6 +209,14 @@ impl Fib {
     /// Returns whether packets of any route arrive or leave on an interface.
     pub fn uses(&self, index: InterfaceId) -> bool {
         self.ingresses.contains_key(&index) || self.egresses.iter().any(|e| e.index == index)
+    }
+
+    /// Returns how streams to a group are monitored by the rules for groups.
+    pub fn monitored_group(&self, group: IpAddr) -> Option<MonitorKind> {
+        let MonitorRules { groups, kind, .. } = &*self.monitoring;
+        let contains = |prefix: &GroupPrefix| prefix.net().contains(&group);
+        let is_monitored = groups.iter().any(contains);
+        is_monitored.then_some(kind.unwrap_or(MonitorKind::Auto))
     }
 
     /// Returns the egress interface of a path; `None` for an unknown path.

@@ -16,8 +16,8 @@ use super::shared_vec::SharedVec;
 use super::subnet_conflict::{SubnetConflict, common_subnet, subnets};
 use crate::model::rule::JoinPolicy;
 use crate::model::{
-    FragmentPolicy, IfName, InterfaceId, JoinRule, Link, Links, MAX_PROXIES, ProxyRule, RouteName,
-    RouteRule,
+    FragmentPolicy, IfName, InterfaceId, JoinRule, Link, Links, MAX_PROXIES, MonitorRules,
+    ProxyRule, RouteName, RouteRule,
 };
 
 /// A forwarding table under construction, for the given links. It can be changed after a table was
@@ -25,6 +25,9 @@ use crate::model::{
 /// depends little on the number of routes.
 pub struct FibBuilder {
     options: Vec<InterfaceOptions>,
+    monitoring: Arc<MonitorRules>,
+    /// Whether any entry asks for monitoring, or has asked.
+    monitors: bool,
     links: Arc<Links>,
     egress_ids: AHashMap<InterfaceId, EgressId>,
     ingresses: Arc<AHashMap<InterfaceId, Arc<Ingress>>>,
@@ -65,9 +68,11 @@ struct ProxyInterfaces<'a> {
 
 impl FibBuilder {
     /// Returns a builder without rules.
-    pub fn new(options: &[InterfaceOptions], links: &Links) -> Self {
+    pub fn new(options: &[InterfaceOptions], links: &Links, monitoring: Arc<MonitorRules>) -> Self {
         Self {
             options: options.to_vec(),
+            monitors: !monitoring.groups.is_empty(),
+            monitoring,
             links: Arc::new(links.clone()),
             egress_ids: AHashMap::new(),
             ingresses: Arc::default(),
@@ -105,6 +110,8 @@ impl FibBuilder {
             skipped_proxies: self.skipped_proxies.clone(),
             subnet_conflicts: self.subnet_conflicts.clone(),
             oif_table: Default::default(),
+            monitors: self.monitors,
+            monitoring: self.monitoring.clone(),
         }
     }
 
@@ -147,6 +154,7 @@ impl FibBuilder {
                 takeover_ms: rule.takeover.map(|time| time.as_millis() as u64),
                 yields: yields(rule),
                 merge: rule.merge.clone(),
+                monitor: rule.monitor,
                 paths,
             });
             let entries = &mut self.ingress(iif.index).entries;
@@ -378,6 +386,7 @@ impl FibBuilder {
             takeover_ms: Some(proxy.takeover.as_millis() as u64),
             yields: proxy.redundant,
             merge: None,
+            monitor: proxy.monitor,
             paths: upstream_path.into_iter().collect(),
         });
         let ingress = self.ingress(iif.index);
@@ -434,6 +443,7 @@ impl FibBuilder {
     }
 
     fn add_entry(&mut self, entry: Entry) -> EntryId {
+        self.monitors |= entry.monitor.is_some();
         insert(&mut self.entries, &mut self.unused_entries, entry)
     }
 
@@ -728,7 +738,7 @@ mod tests {
                 patterns(&[2, 6, 7]),
             )
         };
-        let builder = FibBuilder::new(&[], &links());
+        let builder = FibBuilder::new(&[], &links(), Arc::default());
         let names: Vec<String> = (builder.path_names(&rule).iter())
             .map(|(route, iif, oif)| format!("{route} {iif} {oif}"))
             .collect();

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::EntryId;
 use super::oif_sets::OifSetId;
 use super::stream_key::StreamKey;
-use crate::model::InterfaceId;
+use crate::model::{InterfaceId, MonitorKind};
 
 /// Source and group of a flow.
 pub type FlowKey = (IpAddr, IpAddr);
@@ -26,6 +26,8 @@ pub struct Verdicts {
     pub outranks: bool,
     /// The other ingress to which the source is attached.
     pub source_link: Option<InterfaceId>,
+    /// Whether the stream is monitored, and as what.
+    pub monitor: Option<MonitorKind>,
 }
 
 /// One flow.

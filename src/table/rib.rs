@@ -5,6 +5,7 @@
 //! After a change of one route, [`FibBuilder::apply`] changes the former one.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::fib::Fib;
 use super::fib_builder::FibBuilder;
@@ -14,8 +15,8 @@ use super::route_conflicts::{refuse_conflicts, refuse_uncovered_merge};
 use super::route_rules::{RouteChange, RouteRules};
 use crate::model::rule::{MAX_EGRESSES, MAX_JOINED_GROUPS};
 use crate::model::{
-    GroupPrefix, IfPattern, JoinRule, Link, Links, ProxyRule, RouteRule, SourcePrefix,
-    TunnelInterface,
+    GroupPrefix, IfPattern, JoinRule, Link, Links, MonitorRules, ProxyRule, RouteRule,
+    SourcePrefix, TunnelInterface,
 };
 
 /// All rules and interface options.
@@ -33,6 +34,8 @@ pub struct Rib {
     pub tunnels: Vec<TunnelInterface>,
     /// The interfaces of discovery, whose messages are not forwarded by these rules.
     pub discovery: Vec<IfPattern>,
+    /// What is monitored besides the routes and proxies that ask for it.
+    pub monitoring: Arc<MonitorRules>,
 }
 
 impl Rib {
@@ -212,7 +215,7 @@ impl Rib {
 
     /// Returns a builder with all rules, for `links`.
     pub fn fib_builder(&self, links: &Links) -> FibBuilder {
-        let mut builder = FibBuilder::new(&self.interfaces, links);
+        let mut builder = FibBuilder::new(&self.interfaces, links, self.monitoring.clone());
         self.rules.iter().for_each(|rule| builder.add_route(rule));
         // Proxies without a downstream interface forward nothing. They come last, so that they do
         // not use up the number of proxies that an interface may have.

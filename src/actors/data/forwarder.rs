@@ -16,8 +16,9 @@ use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 use crate::forward::{DropHistory, DropReason};
 use crate::metrics::{InterfaceCounters, PathCounters};
 use crate::model::{IfName, InterfaceId, PlaneName};
-use crate::pipeline::egress::{SendCounts, TooBigPacket};
-use crate::pipeline::{EgressQueue, PacketSink, Progress};
+use crate::pipeline::egress::{SendCounts, SendObserver, TooBigPacket};
+use crate::pipeline::{EgressQueue, OutPacket, PacketSink, Progress};
+use crate::streams::{EgressMonitor, StreamId};
 use crate::sys::off_thread::DroppedOffThread;
 use crate::table::Fib;
 
@@ -30,6 +31,9 @@ const LINGER: Duration = Duration::from_millis(50);
 
 /// Interval of attempts to open an egress that could not be opened.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often monitored streams are reported.
+const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How often an error of transmission is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -50,6 +54,10 @@ pub struct Forwarder {
     waiting: Option<Arc<()>>,
     sent: SendCounts,
     drops: DropHistory,
+    /// The streams that are monitored.
+    monitor: EgressMonitor,
+    /// Whether they are reported.
+    reports: bool,
     /// Counters of the paths of `fib`.
     paths: Vec<Option<PathCounters>>,
     fib: Arc<Fib>,
@@ -67,6 +75,7 @@ impl Forwarder {
         plane: Option<PlaneName>,
     ) -> Self {
         let counters = context.catalog.interface(name.as_str());
+        let monitor = EgressMonitor::new(context.monitoring.registry.clone());
         Self {
             context,
             death_guard,
@@ -80,6 +89,8 @@ impl Forwarder {
             waiting: None,
             sent: SendCounts::default(),
             drops: DropHistory::default(),
+            monitor,
+            reports: false,
             paths: Vec::new(),
             fib: Arc::default(),
             last_logged: [None; DropReason::COUNT],
@@ -109,7 +120,11 @@ impl Forwarder {
             self.update_counters();
             return Progress::Done;
         };
-        let progress = self.queue.drive(sink.as_mut(), &mut self.sent);
+        let mut observer = Observer {
+            monitor: &mut self.monitor,
+            now_ns: None,
+        };
+        let progress = (self.queue).drive_observed(sink.as_mut(), &mut self.sent, &mut observer);
         if progress == Progress::Done {
             self.waiting = None;
         }
@@ -162,10 +177,7 @@ impl Forwarder {
         }
         if !received_ns.is_empty() {
             let latency = self.context.catalog.forward_latency.local();
-            let now = SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default()
-                .as_nanos() as u64;
+            let now = realtime_ns();
             for received in received_ns {
                 latency.observe(now.saturating_sub(*received) as f64 / 1e9);
             }
@@ -179,6 +191,9 @@ impl Forwarder {
                 let egress = Some(self.index);
                 self.drops
                     .count(drop.reason, egress, drop.packet, counted, now_ms);
+                if let Some(stream) = drop.stream {
+                    (self.monitor).count_dropped(stream, drop.reason, drop.packets, now_ms);
+                }
             }
         }
         let (error, too_big) = (*error, *too_big);
@@ -189,6 +204,20 @@ impl Forwarder {
             self.log_too_big(packet);
         }
         self.sent.clear();
+    }
+
+    /// Reports the monitored streams from now on, until there are none.
+    fn start_reports(&mut self, ctx: &mut Context<Self>) {
+        if self.reports || self.monitor.is_empty() {
+            return;
+        }
+        self.reports = true;
+        ctx.run_later(REPORT_INTERVAL, |actor, ctx| {
+            actor.reports = false;
+            let now = (realtime_ns(), actor.context.now_ms());
+            actor.monitor.report(actor.index, actor.name.as_str(), now);
+            actor.start_reports(ctx);
+        });
     }
 
     /// Returns whether a line may be logged for a reason: one a minute. Counters have the numbers.
@@ -284,6 +313,7 @@ impl Handler<Transmit> for Forwarder {
         if self.drive() == Progress::Blocked {
             ctx.wait(Writable);
         }
+        self.start_reports(ctx);
     }
 }
 
@@ -297,6 +327,28 @@ impl Handler<QueryDrops> for Forwarder {
             drops: self.drops.iter().copied().collect(),
         }
     }
+}
+
+/// Examines what is sent.
+struct Observer<'a> {
+    monitor: &'a mut EgressMonitor,
+    /// The time of sending, in nanoseconds of `CLOCK_REALTIME`. Read once for packets that are sent
+    /// together.
+    now_ns: Option<u64>,
+}
+
+impl SendObserver for Observer<'_> {
+    fn sent(&mut self, stream: StreamId, packet: OutPacket<'_>) {
+        let now_ns = *self.now_ns.get_or_insert_with(realtime_ns);
+        self.monitor
+            .observe(stream, packet.bytes, packet.segments, now_ns);
+    }
+}
+
+/// Returns the time in nanoseconds of `CLOCK_REALTIME`.
+fn realtime_ns() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_nanos() as u64
 }
 
 /// Waits until the egress accepts the rest of the queue. The mailbox waits in the meantime.

@@ -17,6 +17,7 @@ use tokio::time::{Sleep, sleep};
 use tracing::warn;
 
 use super::foreign_sources::ForeignSources;
+use super::monitored_streams;
 use super::stream_rates::StreamRates;
 use crate::actors::messages::{
     CaptureOpened, DropPage, FLOWS_PER_QUERY, FlowPage, FlushFlows, HostMessages, HostMessagesLost,
@@ -36,6 +37,7 @@ use crate::pipeline::packet_trace::TraceRecorder;
 use crate::pipeline::{
     Batch, CaptureHandle, CapturePosition, Messages, PacketSource, Slot, Switch, Switched,
 };
+use crate::streams::StreamMonitor;
 use crate::sys::ingress_claims::IngressClaim;
 use crate::sys::off_thread::{self, DroppedOffThread};
 use crate::table::flows::{EndedFlows, Flows};
@@ -161,7 +163,9 @@ impl Interface {
     ) -> Self {
         let counters = context.catalog.interface(name.as_str());
         let flows = Flows::new(context.flows.clone());
-        let switch = Switch::new(flows, context.loop_guard.clone(), context.streams.clone())
+        let monitor = StreamMonitor::new(context.monitoring.registry.clone());
+        let streams = context.streams.clone();
+        let switch = Switch::new(flows, context.loop_guard.clone(), streams, monitor)
             .with_merges(context.merges.clone());
         Self {
             context,
@@ -314,6 +318,8 @@ impl Interface {
                 let (rates, flows) = (&mut actor.stream_rates, &actor.switch.flows);
                 let interface = (actor.index, &actor.name);
                 rates.count(&actor.context, &snapshot, interface, flows);
+                let monitor = &mut actor.switch.monitor;
+                monitored_streams::report(&actor.context, &snapshot, interface, monitor);
             });
         }
         ctx.run_interval(HOUSEKEEPING_INTERVAL, |actor, _| {
@@ -542,7 +548,8 @@ impl Interface {
             let exists = |index: &InterfaceId| forwarders.is_some_and(|f| f.contains_key(index));
             self.waiting.retain(|index, _| exists(index));
         }
-        let (drops, shared) = (&mut self.switch.drops, &switched.shared);
+        let Switch { drops, monitor, .. } = &mut self.switch;
+        let shared = &switched.shared;
         let mut count_dropped = |egress: u32, reason: DropReason, slots: &[Slot]| {
             let index = fib.egresses[egress as usize].index;
             let now_ms = self.context.now_ms();
@@ -550,6 +557,9 @@ impl Interface {
                 let packet = IpSummary::read(shared.packet(slot));
                 let counted = (slot.packets(), slot.bytes());
                 drops.count(reason, Some(index), packet, counted, now_ms);
+                if let Some(stream) = slot.stream {
+                    monitor.count_dropped(stream, Some(index), reason, counted.0, now_ms);
+                }
             }
             count_refused(egress, reason, slots.iter().map(Slot::packets).sum());
         };
@@ -683,6 +693,9 @@ impl Interface {
     }
 
     fn expire_flows(&mut self) {
+        let snapshot = self.context.snapshot.load_full();
+        let monitor = &mut self.switch.monitor;
+        monitored_streams::expire(&self.context, &snapshot, self.index, monitor);
         let now = self.context.now_ms();
         self.switch.flows.expire(now, self.context.flow_idle_ms());
         let expired = self.switch.drops.take_ttl_expired();
@@ -728,6 +741,8 @@ impl Interface {
             return;
         }
         self.report_loss();
+        let now_ms = self.context.now_ms();
+        self.switch.monitor.count_socket_lost(dropped, now_ms);
         self.counters.socket_dropped.inc_by(dropped);
         if !self.warned_of_drops {
             self.warned_of_drops = true;

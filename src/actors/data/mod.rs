@@ -4,4 +4,5 @@
 mod foreign_sources;
 pub mod forwarder;
 pub mod interface;
+mod monitored_streams;
 mod stream_rates;

@@ -5,3 +5,4 @@ pub mod amt;
 pub mod discovery;
 pub mod docker;
 pub mod mnat;
+pub mod streams;

@@ -32,6 +32,7 @@ fn table(entries: &[(&str, &str, TtlPolicy, &[&str])]) -> (Fib, Ingress) {
             takeover_ms: None,
             yields: false,
             merge: None,
+            monitor: None,
             paths: vec![0],
         };
         let id = all.len() as EntryId;

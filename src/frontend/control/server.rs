@@ -55,11 +55,13 @@ async fn serve_client(
     }
 }
 
-/// Encodes a response. A list of flows or a trace can have many megabytes, so it is
+/// Encodes a response. A list of flows or streams or a trace can have many megabytes, so it is
 /// encoded in the background.
 async fn encode(outcome: Outcome) -> io::Result<Vec<u8>> {
     match outcome {
-        Outcome::Result(ShowReply::Flows(_) | ShowReply::Drops(_) | ShowReply::Trace(_)) => {
+        Outcome::Result(
+            ShowReply::Flows(_) | ShowReply::Drops(_) | ShowReply::Streams(_) | ShowReply::Trace(_),
+        ) => {
             let encoded = background::run(|| encode_now(outcome)).await;
             encoded.unwrap_or_else(|| Err(io::Error::other("the reply could not be encoded")))
         }

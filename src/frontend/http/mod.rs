@@ -39,7 +39,7 @@ use super::query::QueryError;
 use super::{background, query};
 use crate::actors::RouterContext;
 use crate::api::openapi::{OPENAPI_PATH, api_paths, openapi_text};
-use crate::api::{self, DropQuery, ExplainQuery, FlowQuery, ShowQuery, ShowReply};
+use crate::api::{self, DropQuery, ExplainQuery, FlowQuery, ShowQuery, ShowReply, StreamQuery};
 use crate::model::escape::{EscapeStyle, escape};
 use answers::{AnswerLimits, Busy};
 
@@ -102,6 +102,7 @@ fn serve(context: Arc<RouterContext>, config: HttpConfig) -> io::Result<Server> 
         if site.api {
             app.route("/api/v1/flows", web::get().to(flows))
                 .route("/api/v1/drops", web::get().to(drops))
+                .route("/api/v1/streams", web::get().to(streams))
                 .route("/api/v1/explain", web::get().to(explain))
                 .route(OPENAPI_PATH, web::get().to(openapi))
                 .route("/api/v1/{query}", web::get().to(show));
@@ -168,6 +169,10 @@ async fn drops(site: Data<Site>, arguments: web::Query<DropQuery>) -> HttpRespon
     reply(&site, ShowQuery::Drops(arguments.into_inner())).await
 }
 
+async fn streams(site: Data<Site>, arguments: web::Query<StreamQuery>) -> HttpResponse {
+    reply(&site, ShowQuery::Streams(arguments.into_inner())).await
+}
+
 async fn explain(site: Data<Site>, packet: web::Query<ExplainQuery>) -> HttpResponse {
     match rendered_explanation(&site, packet.into_inner()).await {
         Ok(response) => response,
@@ -221,7 +226,7 @@ async fn reply(site: &Site, query: ShowQuery) -> HttpResponse {
 async fn rendered_reply(site: &Site, query: ShowQuery) -> Result<HttpResponse, Busy> {
     let turn = site.answers.api_turn().await?;
     let encoded = match query::show(&site.context, query).await {
-        Ok(reply @ (ShowReply::Flows(_) | ShowReply::Drops(_))) => {
+        Ok(reply @ (ShowReply::Flows(_) | ShowReply::Drops(_) | ShowReply::Streams(_))) => {
             background::run(move || encode(&reply)).await
         }
         Ok(reply) => web::block(move || encode(&reply)).await.ok(),

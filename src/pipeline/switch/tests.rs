@@ -10,6 +10,7 @@ use crate::wire::ip::{IpHeader, refresh_ipv4_checksum};
 use crate::wire::{checksum, udp};
 
 mod merged;
+mod monitored;
 mod random_packets;
 mod variants;
 

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use crate::forward::{egress_check, entry_paths, look_up};
+use crate::forward::{egress_check, entry_paths, look_up, monitor_of};
 use crate::model::{IfName, InterfaceId, KernelForwarding, RouteName, TranslationRule, TtlPolicy};
 use crate::sys::offload::{KernelAction, KernelEgress, KernelRewrite, MAX_EGRESSES};
 use crate::table::Fib;
@@ -57,6 +57,9 @@ pub enum Declined {
     /// An egress has a bandwidth limit.
     #[error("an egress has a bandwidth limit")]
     Bandwidth,
+    /// It is monitored, which needs each of its packets.
+    #[error("it is monitored")]
+    Monitored,
     /// A table in the kernel is full.
     #[error("a table in the kernel is full")]
     TableFull,
@@ -145,6 +148,9 @@ pub fn plan(
         return Err(Declined::IngressKind);
     }
     let verdicts = look_up(fib, arrival, key).map_err(|_| Declined::NoRoute)?;
+    if monitor_of(fib, arrival, verdicts, key).is_some() {
+        return Err(Declined::Monitored);
+    }
     let mut entries = entry_paths(fib, arrival, verdicts);
     let (entry, paths) = entries.next().ok_or(Declined::NoRoute)?;
     if entries.next().is_some() {

@@ -24,7 +24,7 @@ use crate::model::{IfName, InterfaceId, PlaneName};
 use crate::pipeline::{Batch, OutPacket, PacketSink, PacketSource};
 
 pub use gateway_port::{ControlDatagram, GatewayPort, GatewaySockets, RelayTraffic};
-pub use relay_port::{CopyCounts, RelayPort};
+pub use relay_port::{CopyCounts, CopyTotals, RelayPort};
 
 /// The plane. Clones share it.
 #[derive(Clone, Default)]

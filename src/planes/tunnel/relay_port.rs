@@ -18,7 +18,7 @@ use tokio::io::unix::AsyncFd;
 use crate::amt::receivers::GroupReceivers;
 use crate::model::TunnelEndpoint;
 use crate::pipeline::{OutPacket, PacketSink};
-use crate::sys::datagram::{CopySender, DatagramSocket, is_segment_error};
+use crate::sys::datagram::{CopySender, DatagramSocket, is_segment_error, is_too_big};
 use crate::sys::poll::watch;
 use crate::wire::amt::DATA_HEADER;
 
@@ -29,8 +29,36 @@ pub struct CopyCounts {
     pub copies: AtomicU64,
     /// IP bytes of these copies.
     pub bytes: AtomicU64,
-    /// Copies that the kernel refused.
+    /// Copies that exceed the MTU of the path and must not be fragmented.
+    pub too_big: AtomicU64,
+    /// Copies that the kernel refused for another reason.
     pub failed: AtomicU64,
+}
+
+/// The values of [`CopyCounts`] at one time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CopyTotals {
+    /// Copies of packets.
+    pub copies: u64,
+    /// IP bytes of these copies.
+    pub bytes: u64,
+    /// Copies that exceed the MTU of the path and must not be fragmented.
+    pub too_big: u64,
+    /// Copies that the kernel refused for another reason.
+    pub failed: u64,
+}
+
+impl CopyCounts {
+    /// Returns the present values.
+    pub fn totals(&self) -> CopyTotals {
+        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        CopyTotals {
+            copies: load(&self.copies),
+            bytes: load(&self.bytes),
+            too_big: load(&self.too_big),
+            failed: load(&self.failed),
+        }
+    }
 }
 
 /// What the AMT actor and the data path share of a relay.
@@ -275,8 +303,12 @@ impl TunnelSink {
                     return Err(RunError::NoRun(served));
                 }
                 // One gateway that cannot be reached does not stop the others.
-                Err(_) => {
-                    add(&traffic.failed, packets.len());
+                Err(e) => {
+                    let counter = match is_too_big(&e) {
+                        true => &traffic.too_big,
+                        false => &traffic.failed,
+                    };
+                    add(counter, packets.len());
                     served += 1;
                 }
             }

@@ -9,7 +9,7 @@ use mcastor::wire::amt::{AmtMessage, FlagLayout};
 use mcastor::wire::membership::build;
 use mcastor::wire::membership_message::{MembershipMessage, RecordType};
 
-use super::amt::{AmtTopology, joined_groups, tunnels};
+use super::amt::{AmtTopology, RELAY, joined_groups, tunnels};
 use super::cases;
 use super::mnat::join_source_v6;
 use super::upgrade::Replacement;
@@ -26,6 +26,7 @@ cases!("amt_relay":
     many_gateways_take_little_memory,
     packets_of_a_burst_arrive_in_order_at_each_gateway,
     bursts_beyond_the_path_mtu_are_fragmented,
+    packets_beyond_the_path_mtu_are_dropped_by_choice,
     #[Program("tshark", "tshark")] #[Program("ethtool", "ethtool")]
     messages_of_a_tunnel_are_decoded_by_tshark,
 );
@@ -135,6 +136,23 @@ fn bursts_beyond_the_path_mtu_are_fragmented(lab: &Lab) {
     eventually("all packets", vec![1200; 60], || arrived(&wire));
     let labels = [("iface", "tunnels")];
     relay.expect_metric("mcastor_amt_failed_copies_total", &labels, 0);
+}
+
+/// With `fragment = false`.
+fn packets_beyond_the_path_mtu_are_dropped_by_choice(lab: &Lab) {
+    let topology = AmtTopology::new(lab);
+    topology.rel.ip("link set wan0 mtu 1000");
+    let settings = RELAY.replace("query_interval", "fragment = false\nquery_interval");
+    let relay = Router::start(lab, &topology.rel, &settings);
+    let _gateway = topology.gateway(lab, "\"10.1.0.1\"");
+    let _member = join_source(&topology.rcv, "eth1", "10.0.0.10", GROUP);
+    eventually("joined upstream", 1, || joined(&relay, "in").len());
+    let wire = Capture::new(&topology.rcv, "eth1");
+    send_burst(&topology, &[1200; 60]);
+    send_burst(&topology, &[900; 5]);
+    eventually("the packets that fit", vec![900; 5], || arrived(&wire));
+    let labels = [("iface", "tunnels"), ("reason", "too_big")];
+    relay.expect_metric("mcastor_amt_failed_copies_total", &labels, 60);
 }
 
 /// Joins a stream with `count` gateways of a namespace, each with a port of its own.

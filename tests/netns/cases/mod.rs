@@ -68,6 +68,7 @@ mod smcroute_commands;
 mod smcroute_files;
 mod smcroute_forwarding;
 mod smcroute_process;
+mod stream_health;
 mod trace;
 mod traffic_tools;
 mod translate;
@@ -123,6 +124,7 @@ pub fn all() -> Vec<Case> {
         doctor::cases(),
         driad_ingest::cases(),
         drops::cases(),
+        stream_health::cases(),
         ebpf::cases(),
         ebpf_restart::cases(),
         planes_compared::cases(),

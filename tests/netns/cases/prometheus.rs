@@ -16,6 +16,14 @@ cases!("prometheus":
     #[Program("promtool", "prometheus")] promtool_tests_cover_each_alert,
 );
 
+const DASHBOARDS: [&str; 5] = [
+    "overview.json",
+    "interfaces.json",
+    "stream.json",
+    "mnat-amt.json",
+    "discovery.json",
+];
+
 /// Returns the path of a file in dashboards/.
 fn dashboards(file: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("dashboards");
@@ -69,11 +77,12 @@ fn prometheus(lab: &Lab, ns: &Ns, server: Option<&str>) -> Program {
     let config = lab.file("prometheus.yml");
     let text = format!(
         "global: {{ scrape_interval: 1s, evaluation_interval: 1s }}\n\
-         rule_files: [\"{}\"]\n\
+         rule_files: [\"{}\", \"{}\"]\n\
          scrape_configs:\n\
          - job_name: mcastor\n  static_configs: [{{ targets: [\"127.0.0.1:9464\"] }}]\n\
          - job_name: mnat-server\n  static_configs: [{{ targets: {server:?} }}]\n",
-        rules_without_wait(lab)
+        rules_without_wait(lab),
+        dashboards("recording.yml")
     );
     std::fs::write(&config, text).expect("writing settings");
     let data = lab.file("prometheus");
@@ -212,8 +221,28 @@ fn dashboard_panels_have_data_and_exact_totals(lab: &Lab) {
         eventually(expression, want, || value(&star.rtr, expression));
     }
     assert_eq!(rx.count(), 200);
-    let text = std::fs::read_to_string(dashboards("mcastor.json")).expect("the dashboard");
+    let mut queries = 0;
+    for file in DASHBOARDS {
+        queries += assert_panels_have_data(&star.rtr, file);
+    }
+    assert!(queries > 60, "{queries} queries");
+    for record in recorded() {
+        eventually(&record, true, || !query(&star.rtr, &record).is_empty());
+    }
+    assert_alerts_match_metrics(&star.rtr, &router);
+}
+
+/// Waits until each query of a dashboard returns data. Returns the number of queries.
+fn assert_panels_have_data(ns: &Ns, file: &str) -> usize {
+    let text = std::fs::read_to_string(dashboards(file)).expect("the dashboard");
     let board: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let variables = board["templating"]["list"].as_array().expect("variables");
+    let variables = variables
+        .iter()
+        .filter(|variable| variable["type"] == "query");
+    let variables: Vec<String> = variables
+        .map(|variable| format!("${}", variable["name"].as_str().expect("a name")))
+        .collect();
     let mut queries = 0;
     let rows = board["panels"].as_array().expect("panels").iter();
     // The panels of a collapsed row are below the row.
@@ -225,18 +254,26 @@ fn dashboard_panels_have_data_and_exact_totals(lab: &Lab) {
         for target in panel["targets"].as_array().into_iter().flatten() {
             let expression = target["expr"].as_str().expect("an expression");
             let mut expression = expression.replace("$__rate_interval", "1m");
-            for variable in ["$job", "$instance", "$iface", "$route"] {
+            for variable in &variables {
                 expression = expression.replace(variable, ".*");
             }
             queries += 1;
             let title = panel["title"].as_str().unwrap_or("");
             eventually(&format!("{title}: {expression}"), true, || {
-                !query(&star.rtr, &expression).is_empty()
+                !query(ns, &expression).is_empty()
             });
         }
     }
-    assert!(queries > 20, "{queries} queries");
-    assert_alerts_match_metrics(&star.rtr, &router);
+    queries
+}
+
+/// Returns the names of the recorded series.
+fn recorded() -> Vec<String> {
+    let rules = std::fs::read_to_string(dashboards("recording.yml")).expect("the rules");
+    let names = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- record: "));
+    names.map(str::to_owned).collect()
 }
 
 /// Checks that every metric of the alerts exists in Prometheus, that each excluded reason exists,
@@ -340,7 +377,11 @@ fn alerts_fire_and_resolve(lab: &Lab) {
 
 fn promtool_tests_cover_each_alert(lab: &Lab) {
     let ns = lab.ns("a");
-    for (command, file) in [("check", "alerts.yml"), ("test", "alerts_test.yml")] {
+    for (command, file) in [
+        ("check", "alerts.yml"),
+        ("check", "recording.yml"),
+        ("test", "alerts_test.yml"),
+    ] {
         let out = ns.output("promtool", &[command, "rules", &dashboards(file)]);
         let printed = format!(
             "{}{}",

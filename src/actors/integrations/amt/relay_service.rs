@@ -5,7 +5,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context as Task, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -21,7 +20,7 @@ use crate::actors::shared::RouterContext;
 use crate::amt::config::RelayInterface;
 use crate::amt::{AmtRandom, Relay, SavedRelay};
 use crate::model::{Group, ProxyRule, SourceFilter};
-use crate::planes::tunnel::RelayPort;
+use crate::planes::tunnel::{CopyTotals, RelayPort};
 use crate::sys::boot_clock;
 use crate::sys::buffer::Buffer;
 use crate::sys::datagram::{DatagramReceiver, DatagramSocket, TunnelDatagram};
@@ -58,8 +57,8 @@ pub(super) struct RelayService {
     errors: BTreeMap<SocketAddr, String>,
     /// Earliest time of the next publication.
     publish_at: Instant,
-    /// What was counted of [`RelayPort::traffic`]: copies, bytes, failures.
-    counted: (u64, u64, u64),
+    /// What was counted of [`RelayPort::traffic`].
+    counted: CopyTotals,
     /// Whether another process serves the gateways.
     is_handed_over: bool,
 }
@@ -76,13 +75,7 @@ impl RelayService {
         let lists = no_lists();
         // A former actor may have left its gateways there.
         port.set_receivers(AHashMap::new());
-        let load = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
-        let traffic = port.traffic();
-        let counted = (
-            load(&traffic.copies),
-            load(&traffic.bytes),
-            load(&traffic.failed),
-        );
+        let counted = port.traffic().totals();
         let mut service = Self {
             machine: Relay::new(now, settings.relay.clone(), &lists, random),
             settings,
@@ -125,8 +118,11 @@ impl RelayService {
         if settings == self.settings {
             return;
         }
-        self.ends
-            .retain(|end| settings.listen.contains(&end.address));
+        let fragment = settings.fragment;
+        let is_kept = |end: &ListeningEnd| {
+            settings.listen.contains(&end.address) && end.socket.set_fragmenting(fragment).is_ok()
+        };
+        self.ends.retain(is_kept);
         self.machine
             .reconfigure(now, settings.relay.clone(), &self.lists);
         self.settings = settings;
@@ -178,15 +174,11 @@ impl RelayService {
     pub(super) fn count_copies(&mut self, context: &RouterContext) {
         let metrics = &context.catalog.amt;
         let name = self.settings.name.as_str();
-        let traffic = self.port.traffic();
-        let load = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
-        let now = (
-            load(&traffic.copies),
-            load(&traffic.bytes),
-            load(&traffic.failed),
-        );
-        let (copies, bytes, failed) = std::mem::replace(&mut self.counted, now);
-        metrics.add_copies(name, now.0 - copies, now.1 - bytes, now.2 - failed);
+        let now = self.port.traffic().totals();
+        let before = std::mem::replace(&mut self.counted, now);
+        metrics.add_copies(name, now.copies - before.copies, now.bytes - before.bytes);
+        metrics.add_failed_copies(name, "too_big", now.too_big - before.too_big);
+        metrics.add_failed_copies(name, "refused", now.failed - before.failed);
     }
 
     fn open(&mut self, address: SocketAddr) -> io::Result<(DatagramStream, CancellationToken)> {
@@ -195,6 +187,7 @@ impl RelayService {
             Some(socket) => socket,
             None => Arc::new(DatagramSocket::open(address, None)?),
         };
+        socket.set_fragmenting(self.settings.fragment)?;
         self.errors.remove(&address);
         let receiver = DatagramReceiver::new(socket.clone());
         let receiver = watch(receiver, Interest::READABLE)?;

@@ -285,7 +285,9 @@ fn active_upstream_changes_only_after_silence() {
     let streams = Arc::<StreamState>::default();
     let mut switches = [1, 6].map(|index| {
         let flows = Flows::new(FlowBudget::new(8));
-        (index, Switch::new(flows, Arc::default(), streams.clone()))
+        let monitor = StreamMonitor::new(Arc::default());
+        let switch = Switch::new(flows, Arc::default(), streams.clone(), monitor);
+        (index, switch)
     });
     let mut run_at = |at: usize, ttl, now| {
         let (index, switch) = &mut switches[at];

@@ -1,0 +1,252 @@
+//! The monitored streams of an ingress. Its interface actor owns them.
+
+use std::sync::Arc;
+
+use ahash::{AHashMap, AHashSet};
+
+use super::analyzer::{Analyzer, Point};
+use super::loss_counts::LossCounts;
+use super::registry::{Method, Published, Registry};
+use super::report::{IngressNames, IngressReport};
+use super::stream_id::StreamId;
+use crate::api::streams::StreamLoss;
+use crate::forward::DropReason;
+use crate::forward::drop_history::LastMinute;
+use crate::model::InterfaceId;
+use crate::table::flows::FlowKey;
+use crate::wire::offload::GsoLayout;
+
+/// How often a stream is reported, in milliseconds.
+const REPORT_MS: u64 = 500;
+
+/// How often [`StreamMonitor::report`] is called, in milliseconds.
+const TICK_MS: u64 = 100;
+
+/// The most streams that are reported at once, so that packets do not wait.
+const REPORTS_AT_ONCE: usize = 64;
+
+/// The most streams beyond the limit that are remembered, so that each is counted once.
+const MAX_REFUSED: usize = 4096;
+
+/// A packet, and when it arrived.
+#[derive(Debug, Clone, Copy)]
+pub struct ObservedPacket<'p> {
+    /// The IP packet.
+    pub bytes: &'p [u8],
+    /// How it divides into datagrams, if it is a GSO packet.
+    pub segments: Option<GsoLayout>,
+    /// Time of arrival, in nanoseconds of `CLOCK_REALTIME`.
+    pub received_ns: u64,
+    /// Time in milliseconds of a monotonic clock.
+    pub now_ms: u64,
+}
+
+/// The monitored streams of one ingress.
+pub struct StreamMonitor {
+    registry: Arc<Registry>,
+    streams: AHashMap<FlowKey, MonitoredStream>,
+    keys: AHashMap<StreamId, FlowKey>,
+    /// Streams beyond the limit.
+    refused: AHashSet<FlowKey>,
+    published: Option<Arc<Published<IngressReport>>>,
+    /// Packets of any stream that the kernel dropped.
+    socket_lost: u64,
+    socket_minute: LastMinute,
+}
+
+/// A stream, and what is known of it.
+struct MonitoredStream {
+    id: StreamId,
+    method: Method,
+    analyzer: Analyzer,
+    lost: LossCounts,
+    /// Time of the first and the last packet.
+    began_ms: u64,
+    seen_ms: u64,
+    /// [`StreamMonitor::socket_lost`] when the stream began.
+    socket_lost_before: u64,
+    report: Option<Arc<IngressReport>>,
+    reported_ms: u64,
+}
+
+impl StreamMonitor {
+    /// Returns a monitor without streams.
+    pub fn new(registry: Arc<Registry>) -> Self {
+        Self {
+            registry,
+            streams: AHashMap::new(),
+            keys: AHashMap::new(),
+            refused: AHashSet::new(),
+            published: None,
+            socket_lost: 0,
+            socket_minute: LastMinute::default(),
+        }
+    }
+
+    /// Returns whether no stream is monitored.
+    pub fn is_empty(&self) -> bool {
+        self.streams.is_empty()
+    }
+
+    /// Returns whether a stream is monitored.
+    pub fn contains(&self, key: &FlowKey) -> bool {
+        self.streams.contains_key(key)
+    }
+
+    /// Examines a packet of a stream. Returns the identity of the stream; `None` if the limit
+    /// leaves it out.
+    pub fn observe(
+        &mut self,
+        key: FlowKey,
+        method: Method,
+        packet: ObservedPacket<'_>,
+    ) -> Option<StreamId> {
+        let stream = match self.streams.get_mut(&key) {
+            Some(stream) if stream.method == method => stream,
+            Some(_) => {
+                self.remove(&key);
+                self.begin(key, method, packet.now_ms)?
+            }
+            None => self.begin(key, method, packet.now_ms)?,
+        };
+        stream.seen_ms = packet.now_ms;
+        stream
+            .analyzer
+            .add(packet.bytes, packet.segments, packet.received_ns);
+        Some(stream.id)
+    }
+
+    fn begin(&mut self, key: FlowKey, method: Method, now_ms: u64) -> Option<&mut MonitoredStream> {
+        if self.refused.contains(&key) {
+            return None;
+        }
+        let Some(id) = self.registry.add(method) else {
+            if self.refused.len() < MAX_REFUSED {
+                self.refused.insert(key);
+                self.registry.count_left_out();
+            }
+            return None;
+        };
+        self.keys.insert(id, key);
+        let stream = MonitoredStream {
+            id,
+            method,
+            analyzer: Analyzer::new(method.0, method.1, Point::Ingress),
+            lost: LossCounts::default(),
+            began_ms: now_ms,
+            seen_ms: now_ms,
+            socket_lost_before: self.socket_lost,
+            report: None,
+            reported_ms: 0,
+        };
+        Some(self.streams.entry(key).or_insert(stream))
+    }
+
+    /// Counts packets of a stream that were dropped, on their way to `egress` if they had one.
+    pub fn count_dropped(
+        &mut self,
+        id: StreamId,
+        egress: Option<InterfaceId>,
+        reason: DropReason,
+        packets: u64,
+        now_ms: u64,
+    ) {
+        let key = self.keys.get(&id);
+        if let Some(stream) = key.and_then(|key| self.streams.get_mut(key)) {
+            stream.lost.add(egress, reason, packets, now_ms);
+        }
+    }
+
+    /// Counts packets that the kernel dropped before they could be read.
+    pub fn count_socket_lost(&mut self, packets: u64, now_ms: u64) {
+        self.socket_lost += packets;
+        self.socket_minute.add(packets, now_ms);
+    }
+
+    fn remove(&mut self, key: &FlowKey) {
+        if let Some(stream) = self.streams.remove(key) {
+            self.keys.remove(&stream.id);
+            self.registry.remove(stream.id);
+        }
+    }
+
+    /// Ends streams that had no packet for `idle_ms`, and those that are not `wanted` any more.
+    pub fn expire(&mut self, now_ms: u64, idle_ms: u64, wanted: impl Fn(&FlowKey) -> bool) {
+        let ended: Vec<FlowKey> = self
+            .streams
+            .iter()
+            .filter(|(key, stream)| {
+                now_ms.saturating_sub(stream.seen_ms) >= idle_ms || !wanted(key)
+            })
+            .map(|(key, _)| *key)
+            .collect();
+        ended.iter().for_each(|key| self.remove(key));
+        // Streams that were left out may begin in their place.
+        if self.registry.live() < self.registry.limit() {
+            self.refused.clear();
+        }
+        if !ended.is_empty() {
+            self.publish();
+        }
+    }
+
+    /// Publishes what is known of some streams, if it is time. `names` returns what the actor knows
+    /// of a stream.
+    pub fn report(
+        &mut self,
+        interface: InterfaceId,
+        (now_ns, now_ms): (u64, u64),
+        names: impl Fn(&FlowKey) -> IngressNames,
+    ) {
+        // Each stream has its turn, however many there are.
+        let turns = self.streams.len().div_ceil(REPORTS_AT_ONCE) as u64;
+        let interval_ms = REPORT_MS.max((turns + 1) * TICK_MS);
+        let mut reported = 0;
+        for (key, stream) in &mut self.streams {
+            if stream.report.is_some() && now_ms < stream.reported_ms + interval_ms {
+                continue;
+            }
+            if reported == REPORTS_AT_ONCE {
+                break;
+            }
+            reported += 1;
+            let total = self.socket_lost - stream.socket_lost_before;
+            let minute = self.socket_minute.packets(now_ms);
+            stream.reported_ms = now_ms;
+            stream.report = Some(Arc::new(IngressReport {
+                id: stream.id,
+                key: *key,
+                interface,
+                names: names(key),
+                monitor: stream.method.0,
+                began_ms: stream.began_ms,
+                idle_ms: now_ms.saturating_sub(stream.seen_ms),
+                examined: stream.analyzer.examined(now_ns),
+                lost: stream.lost.counts(now_ms),
+                socket_lost: StreamLoss {
+                    total,
+                    minute: minute.min(total),
+                },
+            }));
+        }
+        if reported > 0 {
+            self.publish();
+        }
+    }
+
+    fn publish(&mut self) {
+        let registry = &self.registry;
+        let published = self
+            .published
+            .get_or_insert_with(|| registry.publish_ingress());
+        let reports = self.streams.values().filter_map(|s| s.report.clone());
+        published.replace(reports.collect());
+    }
+}
+
+impl Drop for StreamMonitor {
+    fn drop(&mut self) {
+        let registry = &self.registry;
+        self.keys.keys().for_each(|id| registry.remove(*id));
+    }
+}
