@@ -63,7 +63,7 @@
 //! A module may use the modules to its left, and none to its right:
 //!
 //! ```text
-//! model -> wire -> membership -> amt | discovery | table -> forward -> pipeline -> planes
+//! model -> wire -> membership -> amt | discovery | table -> forward | merge -> pipeline -> planes
 //!       -> actors -> frontend -> app -> cli
 //! ```
 //!
@@ -83,6 +83,7 @@
 //!   drives them.
 //! - [`discovery`] relays discovery protocols between links as a state machine, which
 //!   [`actors::integrations::discovery`] drives.
+//! - [`merge`] merges two paths of one stream. [`pipeline`] asks it about each packet of a merge.
 //! - [`store`] keeps what the membership and mnat actors learned, for the next process.
 //! - [`smcroute`] implements the interfaces of smcroute: its configuration file, which [`settings`]
 //!   reads, its tables, and the messages of its socket. The commands `smcrouted` and `smcroutectl`
@@ -100,8 +101,8 @@
 //! - Packets are decided against an immutable [`table::Fib`]. Only routing builds one, and only the
 //!   supervisor distributes it. A flow caches its decisions for the lifetime of one snapshot.
 //! - Invalid settings and refused changes leave the active configuration unchanged.
-//! - A packet is copied only when it is segmented or fragmented, when its IP version changes, or
-//!   when it leaves in two variants.
+//! - A packet is copied only when it is segmented or fragmented, when its IP version changes, when a
+//!   merge holds it, or when it leaves in two variants.
 //! - Each received packet is sent or counted under one [`forward::DropReason`] for each path.
 //! - Counters live outside the actors, in [`metrics::Catalog`].
 //! - Packets that this router sends carry its mark. Outgoing packets with it are not captured.
@@ -122,6 +123,7 @@ pub mod forward;
 pub mod frontend;
 pub mod igmpproxy;
 pub mod membership;
+pub mod merge;
 pub mod metrics;
 pub mod mnat;
 pub mod mnat_server;

@@ -50,12 +50,25 @@ const LAYERS: &[(&str, &[&str])] = &[
             "model",
             "forward::reason::DropReason",
             "membership::config::Protocol",
+            "merge::statistics::MergeStatistics",
+        ],
+    ),
+    // Two paths of one stream become one.
+    (
+        "merge",
+        &[
+            "model",
+            "wire",
+            "streams::stream_id::StreamId",
+            "probe::payload",
         ],
     ),
     // Code that every plane shares: batches, the switch, the egress queue.
     (
         "pipeline",
-        &["model", "wire", "table", "forward", "streams", "sys"],
+        &[
+            "model", "wire", "table", "forward", "merge", "streams", "sys",
+        ],
     ),
     (
         "planes",
@@ -111,6 +124,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "forward",
             "streams",
             "sys",
+            "merge",
             "pipeline",
             "planes",
             "metrics",
@@ -129,6 +143,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "membership",
             "table",
             "forward",
+            "merge",
             "metrics",
             "api",
             "mnat",

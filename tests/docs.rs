@@ -18,6 +18,7 @@ use mcastor::doctor::examine::NORMAL_REASONS;
 use mcastor::forward::DropReason;
 use mcastor::frontend::control::{Outcome, Request, Response};
 use mcastor::membership::{MembershipRefusal, Protocol};
+use mcastor::merge::MergeStatistics;
 use mcastor::metrics::http::HttpRefusal;
 use mcastor::metrics::membership::{Direction, MembershipState};
 use mcastor::metrics::streams::{StreamCounter, StreamGauge, StreamNumbers};
@@ -115,6 +116,8 @@ fn catalogue_text() -> String {
         .discovery
         .count_withheld("mdns", "question", "denied");
     catalog.discovery.set_known("mdns", 1, 1);
+    let none = MergeStatistics::default();
+    catalog.merge.add("cameras", &none, &none);
     let stream = ["eth0", "10.0.0.1", "225.1.2.3"].map(String::from);
     let counters = StreamCounter::ALL.map(|counter| (counter, "x".into(), 1));
     let numbers = StreamNumbers {

@@ -181,7 +181,7 @@ fn json_schema_is_generated() {
 /// The mistakes that the JSON schema finds, by the beginnings of the names of the broken files:
 /// wrong types, unknown and missing keys, words and integers out of range, and files that are not
 /// TOML.
-const SCHEMA_MISTAKES: [&str; 34] = [
+const SCHEMA_MISTAKES: [&str; 36] = [
     "after-umlauts",
     "busy-poll-too-long",
     "fragment-word",
@@ -204,6 +204,8 @@ const SCHEMA_MISTAKES: [&str; 34] = [
     "proxy-upstream-text",
     "interface-plane",
     "interface-version",
+    "merge-by",
+    "merge-without-with",
     "proxy-version",
     "rewrite-is-text",
     "rewrite-port",
@@ -292,7 +294,8 @@ fn known_keys() -> BTreeSet<String> {
 const LISTS: [&str; 5] = ["interface", "route", "join", "proxy", "discovery"];
 
 /// Keys that contain a table themselves, and its header.
-const TABLES_IN_TABLES: [(&str, &str); 11] = [
+const TABLES_IN_TABLES: [(&str, &str); 12] = [
+    ("route.merge", "[[route]]\n[route.merge]"),
     ("interface.version", "[[interface]]\n[interface.version]"),
     ("proxy.version", "[[proxy]]\n[proxy.version]"),
     ("proxy.timers", "[[proxy]]\n[proxy.timers]"),
@@ -393,9 +396,17 @@ fn empty_file_gives_the_defaults() {
 #[test]
 fn every_key_of_the_example_has_an_effect() {
     let settings = load_env(Some(&root().join("conf/mcastor.toml")), &[]).unwrap();
-    let [cameras, translated, sensors, mdns] = settings.routes.as_slice() else {
+    let [cameras, first, second, translated, sensors, mdns] = settings.routes.as_slice() else {
         panic!("{:?}", settings.routes);
     };
+    assert!(first.is_merged_with(second));
+    assert_eq!(
+        (first.from.as_str(), second.from.as_str()),
+        ("eth0", "eth1")
+    );
+    let merge = first.merge.as_ref().expect("a merge");
+    let window = Duration::from_millis(50);
+    assert_eq!((merge.with.as_str(), merge.window), ("eth1", window));
     let rewrite = translated.translation.map(|rewrite| rewrite.to_string());
     assert_eq!(rewrite.as_deref(), Some("(10.9.1.2, 239.1.1.1) port 5001"));
     assert_eq!(cameras.translation, None);

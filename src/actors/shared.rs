@@ -23,6 +23,7 @@ use crate::amt::config::AmtConfig;
 use crate::api::UpgradeReport;
 use crate::discovery::config::DiscoveryRule;
 use crate::forward::LoopGuard;
+use crate::merge::Merges;
 use crate::metrics::Catalog;
 use crate::mnat;
 use crate::model::{Aliases, IfName, InterfaceId, PlaneName};
@@ -87,6 +88,8 @@ pub struct RouterContext {
     pub loop_guard: Arc<LoopGuard>,
     /// The active ingress of each stream, and other forwarders.
     pub streams: Arc<StreamState>,
+    /// The merges of two paths.
+    pub merges: Arc<Merges>,
     /// The monitored streams.
     pub monitoring: Arc<Monitoring>,
     /// The routes of which a warning said that packets arrive with too low a TTL.
@@ -151,6 +154,7 @@ impl RouterContext {
             membership_keeper,
             loop_guard: Arc::default(),
             streams: Arc::new(StreamState::for_streams(flows)),
+            merges: Arc::default(),
             monitoring: Arc::default(),
             ttl_warnings: TtlWarnings::default(),
             live_trace: LiveTrace::default(),

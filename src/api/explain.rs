@@ -177,6 +177,10 @@ pub struct ExplainedRule {
     #[serde(default)]
     #[schema(required)]
     pub loop_guard: bool,
+    /// The merge of the packet with its copy on another path, which is not part of the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String)]
+    pub merge: Option<String>,
 }
 
 /// An egress in a decision.

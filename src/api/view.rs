@@ -31,10 +31,53 @@ pub struct RouteView {
     #[serde(default)]
     #[schema(required)]
     pub rewrite: Option<RewriteView>,
+    /// The merge of the packets with those of another path.
+    #[serde(default)]
+    #[schema(required)]
+    pub merge: Option<MergeView>,
     /// The present paths: pairs of ingress and egress interfaces.
     pub paths: Vec<PathView>,
     /// Names and patterns in the route that match no interface now.
     pub waiting_for: Vec<String>,
+}
+
+/// The merge of two paths. A route with `merge` in the settings is shown twice, once for each path.
+/// Pairs of numbers are those of the first and of the second path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MergeView {
+    /// `first` or `second`: the path of the packets of this route.
+    pub path: String,
+    /// Name of the interface on which the packets of the other path arrive.
+    pub with: String,
+    /// The longest time by which one path may be behind the other, in milliseconds.
+    pub window_ms: u64,
+    /// What identifies a packet: `rtp`, `sequence`, `payload`, or the place of a number.
+    pub by: String,
+    /// Number of streams.
+    pub streams: u64,
+    /// How much later the second path brings a packet than the first, in microseconds, as a moving
+    /// average.
+    pub skew_us: i64,
+    /// The largest difference between the paths in the last ten to twenty seconds, in microseconds.
+    pub peak_skew_us: u64,
+    /// Packets that arrived on each path.
+    pub received: [u64; 2],
+    /// Packets that each path lost.
+    pub lost: [u64; 2],
+    /// Packets that no path brought in time.
+    pub lost_on_both: u64,
+    /// Packets of each path that were forwarded already.
+    pub duplicates: [u64; 2],
+    /// Packets of each path that arrived after later ones were forwarded.
+    pub late: [u64; 2],
+    /// Packets that waited for an earlier one.
+    pub held: u64,
+    /// Times that the sender began with other numbers.
+    pub restarts: u64,
+    /// Times that no more packets could be held.
+    pub limited: u64,
+    /// Packets that were compared by their payload.
+    pub by_payload: u64,
 }
 
 /// The translation of a route. Fields that are not translated are null.

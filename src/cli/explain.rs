@@ -270,7 +270,10 @@ fn ingress_text(ingress: &ExplainedIngress) -> String {
                     "" => String::new(),
                     ttl => format!(" (TTL: {ttl})"),
                 };
-                format!("  {} matches it{policy}{guard}\n", rule.name)
+                let merge = rule.merge.as_ref().map_or(String::new(), |merge| {
+                    format!("; merges it {merge}, so that each packet leaves once")
+                });
+                format!("  {} matches it{policy}{guard}{merge}\n", rule.name)
             }
         };
         // The reason of the packet is that of its last rule.

@@ -18,7 +18,7 @@ use crate::api::{
 /// Formats a reply for a terminal, without escapes.
 pub(super) fn text(reply: &ShowReply) -> String {
     match reply {
-        ShowReply::Routes(routes) => table_text(routes_table(routes)),
+        ShowReply::Routes(routes) => table_text(routes_table(routes)) + &merges_text(routes),
         ShowReply::Interfaces(interfaces) => {
             let mut text = table_text(interfaces_table(interfaces));
             for interface in interfaces {
@@ -411,6 +411,36 @@ fn routes_table(routes: &[RouteView]) -> Table {
         }
     }
     table
+}
+
+/// Returns a line for each merge.
+fn merges_text(routes: &[RouteView]) -> String {
+    let both = |[first, second]: [u64; 2]| format!("{first} and {second}");
+    let merges = routes.iter().filter_map(|route| {
+        let merge = route.merge.as_ref().filter(|m| m.path == "first")?;
+        let others = [
+            ("late", merge.late.iter().sum()),
+            ("restarts", merge.restarts),
+            ("not held", merge.limited),
+        ];
+        let others = others.iter().filter(|(_, count)| *count > 0);
+        let others: String = others.map(|(name, n)| format!(", {n} {name}")).collect();
+        Some(format!(
+            "\n{} merges {} and {} by {} within {} ms: skew {:.1} ms, at most {:.1} ms; lost {} of \
+             {}, {} on both{others}\n",
+            route.name,
+            route.from,
+            merge.with,
+            merge.by,
+            merge.window_ms,
+            merge.skew_us as f64 / 1e3,
+            merge.peak_skew_us as f64 / 1e3,
+            both(merge.lost),
+            both(merge.received),
+            merge.lost_on_both,
+        ))
+    });
+    merges.collect()
 }
 
 /// Returns the QUERIER column. `self` marks this router.

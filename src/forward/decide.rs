@@ -8,7 +8,7 @@ use super::{
     DropReason, NoTrace, NotData, Trace, TraceStep, Tracer, bandwidth_check, egress_check,
 };
 use crate::model::addr::{is_link_local_group, is_link_local_source};
-use crate::model::{Group, InterfaceId, MacAddress, MonitorKind, Source, TtlPolicy};
+use crate::model::{Group, InterfaceId, MacAddress, MergeRule, MonitorKind, Source, TtlPolicy};
 use crate::table::flows::{FlowKey, Flows, Verdicts};
 use crate::table::{
     Admission, Entry, EntryId, Fib, Ingress, IngressSelection, PathId, ProxyIngress, StreamArrival,
@@ -89,6 +89,12 @@ impl<'f> Decision<'f> {
     /// A translated packet belongs to another stream, and is sent in any case.
     pub fn reaches_once(&self, entry: &Entry) -> bool {
         self.is_union() && entry.translation.is_none()
+    }
+
+    /// Returns the static route, if it merges the packet with those of another path.
+    pub fn merging_route(&self) -> Option<(&'f Entry, &'f MergeRule)> {
+        let entry = self.fib.entries.get(self.verdicts.entry? as usize)?;
+        Some((entry, entry.merge.as_ref()?))
     }
 
     /// Returns whether the stream is monitored, and as what.

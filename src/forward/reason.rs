@@ -49,6 +49,10 @@ reason_enum! {
     /// It returned: an identical packet was forwarded less than half a second ago, by a route with
     /// a loop guard.
     Loop = "loop",
+    /// Its route merges two paths, and the packet was forwarded already.
+    MergeDuplicate = "merge_duplicate",
+    /// Its route merges two paths, and later packets of the stream were forwarded already.
+    MergeLate = "merge_late",
     /// It is larger than the MTU of the egress and may not be fragmented.
     TooBig = "too_big",
     /// It is a GSO packet of a kind that cannot be segmented here, or that the kernel cannot
@@ -143,6 +147,13 @@ impl DropReason {
                 "Find the second path between the two networks and close it, or narrow the \
                  route with `source`. If a sender deliberately sends identical packets within \
                  half a second: `loop_guard = false`."
+            }
+            Self::MergeDuplicate => {
+                "Nothing: each packet arrives on two paths and leaves once. See redundancy.md."
+            }
+            Self::MergeLate => {
+                "A few are normal when a stream or a path begins. Otherwise compare the skew that \
+                 `mcastor show routes` shows with `window` of the merge, and raise `window`."
             }
             Self::TooBig => {
                 "It is IPv6, or IPv4 with DF. Send smaller packets, raise the MTU of the \

@@ -303,6 +303,10 @@ fn rule(
         meaning: reason.map(|reason| reason.meaning().into()),
         ttl: entry.ttl.to_string(),
         loop_guard: entry.loop_guard,
+        merge: entry.merge.as_ref().map(|merge| {
+            let window_ms = merge.window.as_millis();
+            format!("with {} by {} within {window_ms} ms", merge.with, merge.by)
+        }),
     })
 }
 

@@ -79,7 +79,7 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
         ShowQuery::Routes => {
             wait_until_in_force(context).await?;
             let tables = routing_tables(context).await?;
-            ShowReply::Routes(views::routes(&tables, catalog))
+            ShowReply::Routes(views::routes(&tables, catalog, &context.merges))
         }
         ShowQuery::Interfaces => {
             wait_until_in_force(context).await?;

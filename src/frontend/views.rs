@@ -4,15 +4,17 @@ use std::time::Duration;
 
 use crate::actors::messages::{MnatStatus, RoutingTables, TunnelEnd, TunnelReport};
 use crate::api::view::{
-    BandwidthView, InterfaceView, MappingView, MnatView, PathView, PendingView, QuerierView,
-    RewriteView, RouteView, TunnelView,
+    BandwidthView, InterfaceView, MappingView, MergeView, MnatView, PathView, PendingView,
+    QuerierView, RewriteView, RouteView, TunnelView,
 };
 use crate::forward::DropReason;
 use crate::membership::{Protocol, QuerierStatus};
+use crate::merge::{MergeStatistics, Merges};
 use crate::metrics::{Catalog, InterfaceCounters};
 use crate::mnat::Channel;
 use crate::model::{
-    IfPattern, InterfaceId, Link, Links, MAX_PROXIES, ProxyRule, RouteRule, TranslationRule,
+    IfPattern, InterfaceId, Link, Links, MAX_PROXIES, MergePath, MergeRule, ProxyRule, RouteRule,
+    TranslationRule,
 };
 use crate::table::{BandwidthLimit, BandwidthTable, Fib, InterfaceOptions, Rib};
 
@@ -21,7 +23,7 @@ fn texts<T: ToString>(items: &[T]) -> Vec<String> {
 }
 
 /// Renders every route and every proxy, with its present paths.
-pub fn routes(tables: &RoutingTables, catalog: &Catalog) -> Vec<RouteView> {
+pub fn routes(tables: &RoutingTables, catalog: &Catalog, merges: &Merges) -> Vec<RouteView> {
     let RoutingTables {
         rib, links, fib, ..
     } = tables;
@@ -37,6 +39,10 @@ pub fn routes(tables: &RoutingTables, catalog: &Catalog) -> Vec<RouteView> {
         ttl: rule.ttl.to_string(),
         link_local: rule.link_local,
         rewrite: rule.translation.as_ref().map(rewrite),
+        merge: rule.merge.as_ref().map(|merge| {
+            let counts = merges.statistics(&rule.name).unwrap_or_default();
+            merge_view(merge, &counts)
+        }),
         paths: paths(rule, links, catalog),
         waiting_for: waiting_for(rule.interface_patterns(), links),
     };
@@ -70,8 +76,35 @@ fn proxy(proxy: &ProxyRule, links: &Links, fib: &Fib, catalog: &Catalog) -> Rout
         ttl: proxy.ttl.to_string(),
         link_local: false,
         rewrite: None,
+        merge: None,
         paths: paths.collect(),
         waiting_for: waiting_for(proxy.upstream.iter().chain(&proxy.downstream), links),
+    }
+}
+
+/// Renders one path of a merge.
+fn merge_view(merge: &MergeRule, counts: &MergeStatistics) -> MergeView {
+    let path = match merge.path {
+        MergePath::First => "first",
+        MergePath::Second => "second",
+    };
+    MergeView {
+        path: path.into(),
+        with: merge.with.to_string(),
+        window_ms: merge.window.as_millis() as u64,
+        by: merge.by.to_string(),
+        streams: counts.streams,
+        skew_us: counts.skew_ns / 1000,
+        peak_skew_us: counts.peak_skew_ns / 1000,
+        received: counts.received,
+        lost: counts.lost,
+        lost_on_both: counts.lost_on_both,
+        duplicates: counts.duplicates,
+        late: counts.late,
+        held: counts.held,
+        restarts: counts.restarts,
+        limited: counts.limited,
+        by_payload: counts.by_payload,
     }
 }
 

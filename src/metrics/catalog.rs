@@ -15,6 +15,7 @@ use super::discovery::DiscoveryFamilies;
 use super::families::{Families, MetricsRegistry};
 use super::http::HttpFamilies;
 use super::membership::MembershipFamilies;
+use super::merge::MergeFamilies;
 use super::mnat::MnatFamilies;
 use super::process::ProcessFamilies;
 use super::streams::StreamFamilies;
@@ -155,6 +156,8 @@ pub struct Catalog {
     pub amt: AmtFamilies,
     /// Metrics of discovery.
     pub discovery: DiscoveryFamilies,
+    /// Metrics of merges.
+    pub merge: MergeFamilies,
     /// Metrics of monitored streams.
     pub streams: StreamFamilies,
     process: ProcessFamilies,
@@ -371,6 +374,7 @@ impl Catalog {
         let mnat = MnatFamilies::new(&registry)?;
         let amt = AmtFamilies::new(&registry)?;
         let discovery = DiscoveryFamilies::new(&registry)?;
+        let merge = MergeFamilies::new(&registry)?;
         let streams = StreamFamilies::new(&registry)?;
         let process = ProcessFamilies::new(&registry)?;
         Ok(Self {
@@ -380,6 +384,7 @@ impl Catalog {
             mnat,
             amt,
             discovery,
+            merge,
             streams,
             process,
             route_packets,

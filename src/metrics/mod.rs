@@ -7,6 +7,7 @@ mod discovery;
 mod families;
 pub mod http;
 pub mod membership;
+pub mod merge;
 pub mod mnat;
 pub mod mnat_server;
 mod process;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    Group, GroupPrefix, IfPattern, InterfaceId, Link, Links, MonitorKind, Source, SourcePrefix,
-    StreamSet, TranslationRule, TtlPolicy,
+    Group, GroupPrefix, IfPattern, InterfaceId, Link, Links, MergeRule, MonitorKind, Source,
+    SourcePrefix, StreamSet, TranslationRule, TtlPolicy,
 };
 
 /// The name of a route: the `route` label of its metrics. Cheap to clone.
@@ -170,6 +170,9 @@ pub struct RouteRule {
     /// Replacement of source, group or UDP port. Users know it as `rewrite`.
     #[serde(rename = "rewrite")]
     pub translation: Option<TranslationRule>,
+    /// The merge of the packets with those of another path. A merge in the settings is two routes
+    /// with the same name, one for each path.
+    pub merge: Option<MergeRule>,
 }
 
 impl RouteRule {
@@ -195,6 +198,7 @@ impl RouteRule {
             redundant: true,
             monitor: None,
             translation: None,
+            merge: None,
         }
     }
 
@@ -305,6 +309,12 @@ impl RouteRule {
     pub fn excepts_all(&self, streams: StreamSet) -> bool {
         let mut excepted = self.except_sources.iter().map(|prefix| prefix.net());
         excepted.any(|net| net.contains(&streams.source))
+    }
+
+    /// Returns whether both routes are the paths of one merge.
+    pub fn is_merged_with(&self, other: &RouteRule) -> bool {
+        let paths = self.merge.as_ref().zip(other.merge.as_ref());
+        self.name == other.name && paths.is_some_and(|(a, b)| a.path != b.path)
     }
 
     /// Returns whether both routes can have an egress interface in common.

@@ -20,7 +20,7 @@ pub fn merged_streams<R: Borrow<RouteRule>>(
     b: &RouteRule,
     rules: &[R],
 ) -> Option<StreamSet> {
-    if !(a.changes_streams() || b.changes_streams()) {
+    if !(a.changes_streams() || b.changes_streams()) || a.is_merged_with(b) {
         return None;
     }
     let outgoing_a = a.outgoing_streams(a.matched_streams())?;

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use super::counts::SwitchCounts;
+use super::merging::{MergeLock, Merging};
 use super::packet_trace::{NoPacketTrace, PacketTrace};
 use super::translate::{Translator, UntranslatedPacket, uses_side_buffer};
 use super::{Batch, CapturedMessage, Messages, Packet, SharedBatch, Slot};
@@ -19,10 +20,11 @@ use crate::forward::{
     Arrival, Decision, DropHistory, DropReason, LoopGuard, NotData, Variant, bandwidth_check,
     decide, egress_check, look_up, monitor_of, observe,
 };
-use crate::model::{MonitorKind, TranslationRule};
+use crate::merge::{HeldPacket, MergeOutcome, MergePacket, Merger, Merges, SharedMerge, Step};
+use crate::model::{MergePath, MergeRule, MonitorKind, TranslationRule};
 use crate::streams::{ObservedPacket, StreamId, StreamMonitor};
 use crate::table::flows::{FlowBudget, FlowKey, Flows};
-use crate::table::{EgressId, Fib, Ingress, StreamState, YieldDecision};
+use crate::table::{EgressId, Entry, Fib, Ingress, StreamState, YieldDecision};
 use crate::wire::ip_summary::IpSummary;
 use crate::wire::offload::{GsoLayout, Offload};
 use crate::wire::{ip, vlan};
@@ -71,6 +73,22 @@ pub struct Switch {
     /// Start and length of the translated packets.
     translated: Vec<(u32, u32)>,
     translator: Translator,
+    merging: Merging,
+    /// What a merge decided about the current packet.
+    merged: MergeFate,
+    /// A packet that waits, as it leaves: its range, and whether it is in the side buffer.
+    held_range: Option<((u32, u32), bool)>,
+}
+
+/// What a merge decided about a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum MergeFate {
+    /// It is forwarded, or no merge was asked.
+    #[default]
+    Forward,
+    /// It waits.
+    Hold,
+    Drop(DropReason),
 }
 
 /// Returns a hash of the egresses of a packet. It does not depend on their order.
@@ -89,6 +107,18 @@ struct EgressPosition {
     at: Option<u32>,
     /// Number of the last packet that was added to it.
     packet_number: u64,
+}
+
+impl EgressPosition {
+    /// Returns the index of the egress in the result, and adds the egress if necessary.
+    fn index(&mut self, egress: EgressId, out: &mut Output) -> usize {
+        let at = self.at.get_or_insert_with(|| {
+            let slots = Vec::with_capacity(out.expected);
+            out.egresses.push((egress, slots));
+            out.egresses.len() as u32 - 1
+        });
+        *at as usize
+    }
 }
 
 /// The properties that decide the bytes of a variant: variants with equal keys have equal bytes.
@@ -165,7 +195,16 @@ impl Switch {
             translation_errors: Vec::new(),
             translated: Vec::new(),
             translator: Translator::default(),
+            merging: Merging::default(),
+            merged: MergeFate::Forward,
+            held_range: None,
         }
+    }
+
+    /// Lets the switch take part in these merges.
+    pub fn with_merges(mut self, merges: Arc<Merges>) -> Self {
+        self.merging = Merging::new(merges);
+        self
     }
 
     /// Switches every packet of a batch that arrived on `ingress`. `now_ms` is a monotonic clock in
@@ -183,10 +222,10 @@ impl Switch {
         now_ms: u64,
         trace: &mut impl PacketTrace,
     ) -> Switched {
-        self.egresses.clear();
-        self.egresses
-            .resize(fib.egresses.len(), EgressPosition::default());
-        self.packet_number = 0;
+        self.begin(fib);
+        let mut merging = std::mem::take(&mut self.merging);
+        merging.update(fib, ingress);
+        let mut lock = MergeLock::new(&merging);
         let packets = std::mem::take(&mut batch.packets);
         let mut out = Output {
             expected: packets.len(),
@@ -221,7 +260,14 @@ impl Switch {
                         stream,
                         now_ms,
                     };
-                    self.distribute(decided, &mut batch, &mut out, trace);
+                    match decision.merging_route() {
+                        None => self.distribute(decided, &mut batch, &mut out, trace),
+                        Some(route) => {
+                            let merger = lock.of(&route.0.route);
+                            let merged = (route, ingress, merger);
+                            self.distribute_merged(decided, merged, &mut batch, &mut out, trace);
+                        }
+                    }
                     trace.end(Ok(()));
                 }
                 Err(NotData::Membership) => {
@@ -251,19 +297,61 @@ impl Switch {
                 }
             }
         }
-        let Output {
-            side_buffer,
-            egresses,
-            messages,
-            counts,
-            ..
-        } = out;
-        Switched {
-            shared: Arc::new(SharedBatch { batch, side_buffer }),
-            egresses,
-            messages,
-            counts,
+        drop(lock);
+        self.merging = merging;
+        out.finish(batch)
+    }
+
+    /// Prepares for a batch.
+    fn begin(&mut self, fib: &Fib) {
+        self.egresses.clear();
+        self.egresses
+            .resize(fib.egresses.len(), EgressPosition::default());
+        self.packet_number = 0;
+    }
+
+    /// Returns the merges of which a path arrives on the interface.
+    pub fn merges(
+        &mut self,
+        fib: &Fib,
+        ingress: &Ingress,
+    ) -> impl Iterator<Item = (MergePath, &Arc<SharedMerge>)> {
+        self.merging.update(fib, ingress);
+        self.merging.all()
+    }
+
+    /// Passes on the held packets that are not waited for any more. All packets of the interface
+    /// that were received until `read_until_ns` were switched. Without this time, passes on
+    /// everything that is held.
+    pub fn poll_merges(
+        &mut self,
+        fib: &Fib,
+        ingress: &Ingress,
+        read_until_ns: Option<u64>,
+        now_ms: u64,
+    ) -> Switched {
+        self.begin(fib);
+        let mut merging = std::mem::take(&mut self.merging);
+        merging.update(fib, ingress);
+        let mut out = Output::default();
+        for (path, shared) in merging.all().filter(|(_, merge)| merge.is_waiting()) {
+            let mut merger = shared.lock();
+            match read_until_ns {
+                Some(until_ns) => {
+                    merger.note_read(path, until_ns);
+                    merger.poll();
+                }
+                None => merger.flush(),
+            }
+            let steps = merger.take_steps();
+            for step in &steps {
+                self.take_step(fib, *step, &mut merger, &mut out, now_ms);
+            }
+            merger.recycle(steps);
+            shared.set_waiting(merger.is_waiting());
         }
+        self.merging = merging;
+        out.finish(Batch::from_bytes(Vec::new(), Vec::new()))
     }
 
     /// Recognises other forwarders by the packets of a batch that arrived on `ingress`, which is
@@ -299,6 +387,164 @@ impl Switch {
                 (header.source, header.destination),
                 header.packet_len as u64,
             );
+        }
+    }
+
+    /// Distributes the packets of a route that merges two paths, and the held packets that can be
+    /// passed on then.
+    fn distribute_merged(
+        &mut self,
+        decided: Decided<'_, '_>,
+        ((route, rule), ingress, merger): ((&Entry, &MergeRule), &Ingress, Option<&mut Merger>),
+        batch: &mut Batch,
+        out: &mut Output,
+        trace: &mut impl PacketTrace,
+    ) {
+        let Decided {
+            fib,
+            decision,
+            packet,
+            stream: monitored,
+            now_ms,
+        } = decided;
+        let Some((merger, interface)) = merger.zip(ingress.interface) else {
+            return self.distribute(decided, batch, out, trace);
+        };
+        let in_side_buffer = matches!(packet.offload, Offload::UdpSegments { .. });
+        let stream = (decision.datagram.source, decision.datagram.destination);
+        let group = match &route.translation {
+            Some(rule) => rule.addresses(stream.0, stream.1).1,
+            None => stream.1,
+        };
+        let ranges = std::mem::take(&mut self.ranges);
+        for (start, len) in &ranges {
+            self.ranges.clear();
+            self.ranges.push((*start, *len));
+            let memory = match in_side_buffer {
+                true => &out.side_buffer[..],
+                false => batch.bytes(),
+            };
+            let bytes = &memory[*start as usize..][..*len as usize];
+            let merge_packet = MergePacket::new(&decision.datagram, bytes, group);
+            let outcome = merger.push(rule.path, &merge_packet, packet.received_ns);
+            let steps = merger.take_steps();
+            for step in &steps {
+                match step {
+                    Step::Current => self.distribute(decided, batch, out, trace),
+                    step => self.take_step(fib, *step, merger, out, now_ms),
+                }
+            }
+            merger.recycle(steps);
+            self.merged = match outcome {
+                MergeOutcome::Passed => continue,
+                MergeOutcome::Held(_) => MergeFate::Hold,
+                MergeOutcome::Duplicate => MergeFate::Drop(DropReason::MergeDuplicate),
+                MergeOutcome::Late => MergeFate::Drop(DropReason::MergeLate),
+            };
+            self.distribute(decided, batch, out, trace);
+            self.merged = MergeFate::Forward;
+            if let (MergeOutcome::Held(held_as), Some((range, in_side_buffer))) =
+                (outcome, self.held_range.take())
+            {
+                let memory = match in_side_buffer {
+                    true => &out.side_buffer[..],
+                    false => batch.bytes(),
+                };
+                let held = HeldPacket {
+                    bytes: Vec::new(),
+                    path: rule.path,
+                    ingress: interface,
+                    stream,
+                    monitored,
+                    ttl: decision.datagram.ttl,
+                    received_ns: packet.received_ns,
+                };
+                let bytes = &memory[range.0 as usize..][..range.1 as usize];
+                merger.hold(held_as, held, bytes);
+            }
+        }
+        self.ranges = ranges;
+    }
+
+    /// Forwards or drops a packet that was held.
+    fn take_step(
+        &mut self,
+        fib: &Fib,
+        step: Step,
+        merger: &mut Merger,
+        out: &mut Output,
+        now_ms: u64,
+    ) {
+        let (Step::Held(number) | Step::Expired(number)) = step else {
+            return;
+        };
+        if let Some(held) = merger.held(number) {
+            let summary = IpSummary::read(&held.bytes);
+            let counted = (1, held.bytes.len() as u64);
+            let mut drop = |reason: DropReason, egress: Option<EgressId>| {
+                match egress {
+                    Some(egress) => out.counts.count_refused(egress, reason, 1),
+                    None => out.counts.dropped[reason as usize] += 1,
+                }
+                let egress = egress.and_then(|id| fib.egresses.get(id as usize));
+                let egress = egress.map(|egress| egress.index);
+                self.drops.count(reason, egress, summary, counted, now_ms);
+                if let Some(id) = held.monitored {
+                    self.monitor.count_dropped(id, egress, reason, 1, now_ms);
+                }
+            };
+            match (step, route_of(fib, held)) {
+                (Step::Expired(_), _) => drop(DropReason::MergeLate, None),
+                (_, None) => drop(DropReason::NoRoute, None),
+                (_, Some(route)) => {
+                    let start = out.side_buffer.len() as u32;
+                    out.side_buffer.extend_from_slice(&held.bytes);
+                    self.add_held(fib, route, held, start, out, now_ms);
+                }
+            }
+        }
+        merger.remove(number);
+    }
+
+    /// Adds a packet that was held, and is in the side buffer now, to its egresses.
+    fn add_held(
+        &mut self,
+        fib: &Fib,
+        route: &Entry,
+        held: &HeldPacket,
+        start: u32,
+        out: &mut Output,
+        now_ms: u64,
+    ) {
+        let len = held.bytes.len() as u32;
+        for id in &route.paths {
+            let path = &fib.paths[*id as usize];
+            let egress = &fib.egresses[path.egress as usize];
+            let bandwidth = &self.streams.bandwidth;
+            let checked = egress_check(path, egress, held.ttl)
+                .and_then(|()| bandwidth_check(bandwidth, egress.bandwidth, &held.stream, || 0));
+            if let Err(reason) = checked {
+                out.counts.count_refused(path.egress, reason, 1);
+                let summary = IpSummary::read(&held.bytes);
+                let counted = (1, len.into());
+                let egress = Some(egress.index);
+                self.drops.count(reason, egress, summary, counted, now_ms);
+                if let Some(id) = held.monitored {
+                    self.monitor.count_dropped(id, egress, reason, 1, now_ms);
+                }
+                continue;
+            }
+            let position = &mut self.egresses[path.egress as usize];
+            let position = position.index(path.egress, out);
+            out.egresses[position].1.push(Slot {
+                start,
+                len,
+                in_side_buffer: true,
+                segments: None,
+                path: *id,
+                received_ns: held.received_ns,
+                stream: held.monitored,
+            });
         }
     }
 
@@ -417,14 +663,16 @@ impl Switch {
         for variant in decision.variants() {
             let key = VariantKey::of(&variant);
             let guarded = variant.entry.loop_guard;
-            if guarded && self.looped.is_empty() {
+            let is_dropped =
+                variant.entry.merge.is_some() && matches!(self.merged, MergeFate::Drop(_));
+            if guarded && self.looped.is_empty() && !is_dropped {
                 let egresses = hash_of_egresses(fib, decision);
                 self.check_loop_guard(egresses, batch, &out.side_buffer, in_side_buffer, now_ms);
             }
-            let stopped = |at: usize, looped: &[bool]| guarded && looped[at];
+            let stopped = |at: usize, looped: &[bool]| is_dropped || guarded && looped[at];
             let rule = variant.entry.translation.as_ref();
             let mut translated = 0;
-            if let Some(rule) = rule {
+            if let Some(rule) = rule.filter(|_| !is_dropped) {
                 let mtus = variant
                     .paths()
                     .filter_map(|id| Some(fib.egress_of(id)?.mtu));
@@ -438,6 +686,26 @@ impl Switch {
                 translated = self.translate(rule, original, guarded, mtu, batch, out);
             }
             let in_place = *first.get_or_insert(key) == key;
+            let held = match variant.entry.merge {
+                Some(_) => self.merged,
+                None => MergeFate::Forward,
+            };
+            if held == MergeFate::Hold && !stopped(0, &self.looped) {
+                let range = match rule {
+                    Some(rule) => self
+                        .translated
+                        .first()
+                        .map(|range| (*range, in_side_buffer || uses_side_buffer(rule, is_union))),
+                    None => self.ranges.first().map(|range| (*range, in_side_buffer)),
+                };
+                self.forwarded.fill(range.is_some());
+                self.held_range = range;
+                // An egress gets the packet once.
+                for path in variant.paths().filter_map(|id| fib.paths.get(id as usize)) {
+                    self.egresses[path.egress as usize].packet_number = self.packet_number;
+                }
+                continue;
+            }
             let mut first_range = in_place.then_some(0);
             for id in variant.paths() {
                 let path = &fib.paths[id as usize];
@@ -502,13 +770,9 @@ impl Switch {
                     }
                     continue;
                 }
-                let egresses = &mut out.egresses;
-                let position = *position.at.get_or_insert_with(|| {
-                    egresses.push((path.egress, Vec::with_capacity(out.expected)));
-                    egresses.len() as u32 - 1
-                });
+                let position = position.index(path.egress, out);
                 if let Some(rule) = rule {
-                    let slots = &mut out.egresses[position as usize].1;
+                    let slots = &mut out.egresses[position].1;
                     slots.extend(self.translated.iter().map(|(start, len)| Slot {
                         start: *start,
                         len: *len,
@@ -533,7 +797,7 @@ impl Switch {
                         *first_range.insert(built)
                     }
                 };
-                let slots = &mut out.egresses[position as usize].1;
+                let slots = &mut out.egresses[position].1;
                 let packets = self.ranges[first_range..first_range + ranges]
                     .iter()
                     .enumerate();
@@ -552,14 +816,20 @@ impl Switch {
         for (at, forwarded) in self.forwarded.iter().enumerate() {
             if !forwarded {
                 let error = self.translation_errors.get(at).copied().flatten();
-                let reason = error.unwrap_or(DropReason::Loop);
+                let reason = match (error, self.merged) {
+                    (Some(error), _) => error,
+                    (None, MergeFate::Drop(reason)) => reason,
+                    (None, _) => DropReason::Loop,
+                };
                 trace.dropped(reason);
                 out.counts.dropped[reason as usize] += datagrams_each;
                 let summary = decided_summary(decision, batch, packet, datagrams_each);
                 let counted = (datagrams_each, datagrams_each * u64::from(summary.len));
                 self.drops
                     .count(reason, None, Some(summary), counted, now_ms);
-                if let Some(id) = monitored {
+                // A copy is no loss.
+                let is_copy = reason == DropReason::MergeDuplicate;
+                if let Some(id) = monitored.filter(|_| !is_copy) {
                     (self.monitor).count_dropped(id, None, reason, datagrams_each, now_ms);
                 }
             }
@@ -684,10 +954,11 @@ impl Switch {
             return Ok(());
         };
         let bytes = &mut batch.bytes_mut()[start..start + len];
-        // The loop guard compares single datagrams, and a translation to the other IP version
+        // The loop guard and a merge compare single datagrams, and a translation to the other IP version
         // writes a header for each datagram.
         let needs_segmentation = decision.variants().any(|v| {
             v.entry.loop_guard
+                || v.entry.merge.is_some()
                 || v.entry
                     .translation
                     .as_ref()
@@ -764,6 +1035,26 @@ impl Switch {
         finish_packet(&mut bytes[..decision.datagram.packet_len], offload, ttl)?;
         Ok((decision, start + tags))
     }
+}
+
+impl Output {
+    fn finish(self, batch: Batch) -> Switched {
+        let side_buffer = self.side_buffer;
+        Switched {
+            shared: Arc::new(SharedBatch { batch, side_buffer }),
+            egresses: self.egresses,
+            messages: self.messages,
+            counts: self.counts,
+        }
+    }
+}
+
+/// Returns the route of a held packet, if it still merges two paths.
+fn route_of<'f>(fib: &'f Fib, held: &HeldPacket) -> Option<&'f Entry> {
+    let ingress = fib.ingresses.get(&held.ingress)?;
+    let verdicts = look_up(fib, ingress, held.stream).ok()?;
+    let entry = fib.entries.get(verdicts.entry? as usize)?;
+    entry.merge.is_some().then_some(entry)
 }
 
 /// Returns the packets and bytes on the wire of a captured packet; a GSO packet counts as its

@@ -336,10 +336,12 @@ macro_rules! raw_tables {
     (@field StringOrStrings) => { RawStrings };
     (@field JoinPolicy) => { RawJoinPolicy };
     (@field TtlPolicy) => { RawTtlPolicy };
+    (@field MergeBy) => { RawMergeBy };
     (@field Table($inner:ident)) => { RawTable<$inner> };
     (@field Tables($inner:ident)) => { Vec<Option<RawTable<$inner>>> };
     (@key_type JoinPolicy) => { KeyType::WordOrBoolean };
     (@key_type TtlPolicy) => { KeyType::WordOrTable(&RawTtlSet::DECLARATION) };
+    (@key_type MergeBy) => { KeyType::WordOrTable(&RawMergeField::DECLARATION) };
     (@key_type Table($inner:ident)) => { KeyType::Table(&$inner::DECLARATION) };
     (@key_type Tables($inner:ident)) => { KeyType::Tables(&$inner::DECLARATION) };
     (@key_type $plain:ident) => { KeyType::$plain };

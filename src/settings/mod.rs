@@ -35,6 +35,7 @@ mod proxies;
 mod raw;
 mod reference;
 mod report;
+mod route_merge;
 mod route_translation;
 mod routes;
 mod smcroute;
@@ -102,7 +103,10 @@ impl Settings {
         let returns = self.routes.iter().filter_map(note_on_return);
         let notes = doubtful.chain(http).chain(addresses).chain(returns);
         let discovery = discovery::notes(&self.discovery, &self.routes, &self.proxies);
-        notes.chain(joins).chain(upward).chain(discovery).collect()
+        let mut notes: Vec<_> = notes.chain(joins).chain(upward).chain(discovery).collect();
+        // The two paths of a merge are two routes.
+        notes.dedup();
+        notes
     }
 
     /// Reads `file`, if there is one, merges the variables of `env` that start with [`PREFIX`],

@@ -216,6 +216,8 @@ raw_tables! {
             default_described("not monitored"), example("\"auto\"");
         rewrite: Table(RawTranslation), range("at least one of its three keys"),
             example("{ group = \"239.1.1.1\" }");
+        merge: Table(RawMerge), range("at least `with`"),
+            example("{ with = \"eth1\", window = \"50ms\", by = \"rtp\" }");
     }
 
     /// Translates the packets of a route to another source, group or UDP destination port. With
@@ -231,6 +233,29 @@ raw_tables! {
             example("\"239.1.1.1\"");
         /// The new UDP destination port.
         port: Integer, default_described("unchanged"), integers(1, 65535), example("5001");
+    }
+
+    /// Merges the packets that arrive on `from` with copies of them that arrive on another
+    /// interface: each packet leaves once and in order, whatever one of the two paths loses
+    /// (SMPTE ST 2022-7). See redundancy.md.
+    struct RawMerge {
+        /// The interface on which the copies arrive.
+        with: String, required(), range("name of one interface"), example("\"eth1\"");
+        /// The longest time by which one path may be behind the other.
+        window: String, default_string("50ms"), durations_ms(1, 1000);
+        /// What identifies a packet: the sequence number of RTP, that of the test packets of
+        /// `mcastor send` ("sequence"), a number in the UDP payload that grows by one with each
+        /// packet, or the payload as a whole, where packets leave in the order of arrival.
+        by: MergeBy, default_string("rtp"), words(&["rtp", "sequence", "payload"]),
+            range("`\"rtp\"`, `\"sequence\"`, `\"payload\"`, `{ offset = 4, bytes = 4 }`");
+        /// The senders of the copies. The copies leave with the source of the route, if it has one.
+        source: String, default_described("`source` of the route"),
+            range("address or prefix, as many addresses as `source` of the route"),
+            example("\"192.168.2.10\"");
+        /// The groups of the copies. They leave with the group of the route.
+        group: String, default_described("`group` of the route"),
+            range("group or prefix, as many groups as `group` of the route"),
+            example("\"239.2.1.1\"");
     }
 
     /// A group that is joined on an interface, whether a route forwards it or not.
@@ -575,6 +600,14 @@ raw_tables! {
             example("\"http://127.0.0.1:9093/api/v2/alerts\"");
     }
 
+    /// A number in the UDP payload.
+    struct RawMergeField {
+        /// The offset of its first byte, which is the most significant one.
+        offset: Integer, required(), integers(0, 9000), example("4");
+        /// Its length.
+        bytes: Integer, required(), integers(2, 8), unit("bytes"), example("4");
+    }
+
     /// A fixed TTL.
     struct RawTtlSet {
         /// The TTL (hop limit) of every packet.
@@ -615,6 +648,18 @@ pub(super) fn find_key(path: &KeyPath) -> Option<(KeyType, Option<&'static KeyDe
         }
     }
     Some((key_type, declaration))
+}
+
+/// The valid forms of what identifies a packet of a merge, for error messages.
+pub(super) const MERGE_FORMS: &str =
+    "\"rtp\", \"sequence\", \"payload\" or { offset = 4, bytes = 4 }";
+
+/// A word, or where a number is.
+#[derive(Debug, serde::Deserialize)]
+#[serde(untagged, expecting = "a word or a table")]
+pub(super) enum RawMergeBy {
+    Word(String),
+    Field(RawTable<RawMergeField>),
 }
 
 /// A list of strings, or one of them.

@@ -13,6 +13,14 @@ use super::unknown::PREFIX;
 const FURTHER_EXAMPLES: [(&str, &str); 1] = [(
     "route",
     r#"
+# Two paths of one stream, which leaves once.
+[[route]]
+name = "feed"
+from = "eth0"
+group = "239.5.1.1"
+to = ["eth2"]
+merge = { with = "eth1", window = "50ms", by = "rtp" }
+
 # A translation of one sender to another source, group and UDP port.
 [[route]]
 name = "translated"

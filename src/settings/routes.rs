@@ -8,6 +8,7 @@ use super::joins::check_group_count;
 use super::key_path::KeyPath;
 use super::monitor::check_monitor_kind;
 use super::raw::{JOIN_FORMS, RawJoinPolicy, RawRoute};
+use super::route_merge::{check_merge, refuse_with_merge};
 use super::route_translation::{check_translation, refuse_conflicts};
 use crate::model::{
     FragmentPolicy, GroupPrefix, IfPattern, JoinPolicy, Origin, RouteName, RouteRule, SourcePrefix,
@@ -28,9 +29,8 @@ pub(super) fn check_routes(
     for (index, raw) in raw.enumerate() {
         let Some(raw) = raw else { continue };
         let path = KeyPath::root("route").index(index);
-        if let Some(rule) = check_route(checker, &path, raw) {
-            rules.push(IndexedRule { index, rule });
-        }
+        let checked = check_route(checker, &path, raw).unwrap_or_default();
+        rules.extend(checked.into_iter().map(|rule| IndexedRule { index, rule }));
     }
     let equals = refuse_equal_routes(checker, &rules);
     refuse_equal_names(checker, &rules, &equals);
@@ -39,7 +39,8 @@ pub(super) fn check_routes(
     rules
 }
 
-fn check_route(checker: &mut Checker<'_>, path: &KeyPath, raw: RawRoute) -> Option<RouteRule> {
+/// Checks one `[[route]]`. Returns its rule, or the two rules of a merge.
+fn check_route(checker: &mut Checker<'_>, path: &KeyPath, raw: RawRoute) -> Option<Vec<RouteRule>> {
     let from = checker.required(raw.from, path, "from");
     let group = checker.required(raw.group, path, "group");
     let to = checker.required(raw.to, path, "to");
@@ -77,12 +78,21 @@ fn check_route(checker: &mut Checker<'_>, path: &KeyPath, raw: RawRoute) -> Opti
         let stream = source.zip(group);
         check_translation(checker, path, table.0, stream, link_local)
     });
+    if raw.merge.is_some() {
+        let given = [
+            ("ingress", raw.ingress.is_some()),
+            ("takeover", raw.takeover.is_some()),
+        ];
+        for (key, _) in given.iter().filter(|(_, is_given)| *is_given) {
+            refuse_with_merge(checker, path, key);
+        }
+    }
     let monitor = check_monitor_kind(checker, &path.key("monitor"), raw.monitor);
     let ingresses = [("one", false), ("all", true)];
     let all_ingresses = checker.word(&path.key("ingress"), raw.ingress, &ingresses);
     let takeover = checker.duration_or_default(&path.key("takeover"), raw.takeover);
     let (from, group, source, ttl) = (from?, group?, source?, ttl?);
-    Some(RouteRule {
+    let rule = RouteRule {
         name: name.unwrap_or_else(|| RouteName::default_for(&from, source, group)),
         origin: Origin::Settings,
         from,
@@ -108,7 +118,12 @@ fn check_route(checker: &mut Checker<'_>, path: &KeyPath, raw: RawRoute) -> Opti
             Some(rewrite) => Some(rewrite?),
             None => None,
         },
-    })
+        merge: None,
+    };
+    match raw.merge {
+        Some(merge) => check_merge(checker, path, merge.0, rule),
+        None => Some(vec![rule]),
+    }
 }
 
 /// Checks the key `fragment` of a route or proxy.
@@ -275,8 +290,8 @@ fn refuse_equal_names(checker: &mut Checker<'_>, rules: &[IndexedRule], refused:
             continue;
         };
         // Two routes of the same interface, source and group have the same default name, which is
-        // not a second problem.
-        if refused.contains(&indexed.index) {
+        // not a second problem. The two paths of a merge have the same name.
+        if refused.contains(&indexed.index) || *first == indexed.index {
             continue;
         }
         let first = routes.index(*first).key("name");

@@ -20,9 +20,9 @@ use super::oif_table::OifTable;
 use super::shared_vec::SharedVec;
 use super::subnet_conflict::SubnetConflict;
 use crate::model::{
-    FragmentPolicy, GroupPrefix, IfName, InterfaceId, KernelForwarding, MacAddress, MonitorKind,
-    MonitorRules, PlaneName, ProxyRule, RouteName, SourcePrefix, TranslationRule, TtlPolicy,
-    TtlThreshold,
+    FragmentPolicy, GroupPrefix, IfName, InterfaceId, KernelForwarding, MacAddress, MergeRule,
+    MonitorKind, MonitorRules, PlaneName, ProxyRule, RouteName, SourcePrefix, TranslationRule,
+    TtlPolicy, TtlThreshold,
 };
 
 /// All that the data path needs for its decisions. A clone shares everything but the generation.
@@ -67,6 +67,8 @@ pub struct DownstreamInterface {
 /// An interface on which packets arrive.
 #[derive(Debug, Clone, Default)]
 pub struct Ingress {
+    /// The interface; `None` if no rule uses it.
+    pub interface: Option<InterfaceId>,
     /// The static routes for packets that arrive here.
     pub entries: PrefixTable<EntryId>,
     /// VLANs for which a VLAN interface exists on this interface. Their frames are also captured
@@ -90,6 +92,11 @@ pub struct Ingress {
     pub kernel_forwarding: KernelForwarding,
     /// The limit of what arrives: that of the gateway of tunnels.
     pub bandwidth: Option<BandwidthLimit>,
+    /// The merges of which a path arrives here, with the name of the route.
+    pub merges: Vec<(RouteName, MergeRule)>,
+    /// The lowest ID of the interfaces that merges connect to this one, directly or through others.
+    /// One thread serves all of them.
+    pub merge_domain: Option<InterfaceId>,
 }
 
 /// A proxy on one of its interfaces, for packets that arrive there.
@@ -139,6 +146,8 @@ pub struct Entry {
     pub takeover_ms: Option<u64>,
     /// Whether packets are withheld from an egress to which another forwarder sends them.
     pub yields: bool,
+    /// The merge of the packets with those of another path.
+    pub merge: Option<MergeRule>,
     /// Whether the streams are monitored, and as what.
     pub monitor: Option<MonitorKind>,
     /// The paths of the packets; empty while no egress exists. Paths that depend on memberships are

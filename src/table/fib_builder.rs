@@ -51,7 +51,9 @@ pub struct FibBuilder {
     edges: BTreeMap<(InterfaceId, InterfaceId), usize>,
     /// Egresses on which other forwarders are looked for, with the number of paths that need it.
     watched: BTreeMap<InterfaceId, usize>,
-    /// Whether the interfaces of `edges`, of `watched` or of `ingresses` changed since the
+    /// The ingresses of the two paths of each merge, with the number of merges.
+    merged: BTreeMap<(InterfaceId, InterfaceId), usize>,
+    /// Whether the interfaces of `edges`, of `watched`, of `merged` or of `ingresses` changed since the
     /// selections were computed.
     connections_changed: bool,
 }
@@ -87,6 +89,7 @@ impl FibBuilder {
             answering: BTreeMap::new(),
             edges: BTreeMap::new(),
             watched: BTreeMap::new(),
+            merged: BTreeMap::new(),
             connections_changed: true,
         }
     }
@@ -139,6 +142,7 @@ impl FibBuilder {
             let paths = oifs.iter().map(|oif| self.add_path(rule_of_path, iif, oif));
             let paths = paths.collect();
             self.count_connections(rule, iif, &oifs, true);
+            self.count_merge(rule, iif, true);
             let entry = self.add_entry(Entry {
                 route: rule.name.clone(),
                 except_sources: rule.except_sources.clone(),
@@ -149,6 +153,7 @@ impl FibBuilder {
                 translation: rule.translation,
                 takeover_ms: rule.takeover.map(|time| time.as_millis() as u64),
                 yields: yields(rule),
+                merge: rule.merge.clone(),
                 monitor: rule.monitor,
                 paths,
             });
@@ -190,6 +195,7 @@ impl FibBuilder {
             oifs.iter()
                 .for_each(|oif| self.count_compared(iif, oif, false));
             self.count_connections(rule, iif, &oifs, false);
+            self.count_merge(rule, iif, false);
             if rule.join != JoinPolicy::Never {
                 self.count_answering(iif.index, false);
             }
@@ -283,6 +289,24 @@ impl FibBuilder {
         }
     }
 
+    /// Counts the path of a merge that arrives on an ingress as added or removed.
+    fn count_merge(&mut self, rule: &RouteRule, iif: &Link, added: bool) {
+        let Some(merge) = &rule.merge else {
+            return;
+        };
+        let links = self.links.clone();
+        for peer in links.matching(&merge.with) {
+            let edge = (iif.index, peer.index);
+            self.connections_changed |= count(&mut self.merged, edge, added);
+        }
+        let name = &rule.name;
+        let merges = &mut self.edit_ingress(iif.index).merges;
+        match added {
+            true => merges.push((name.clone(), merge.clone())),
+            false => merges.retain(|(route, other)| (route, other) != (name, merge)),
+        }
+    }
+
     /// Receives router solicitations on the links where this router announces itself.
     pub fn add_router_discovery(&mut self) {
         let links = self.links.clone();
@@ -361,6 +385,7 @@ impl FibBuilder {
             translation: None,
             takeover_ms: Some(proxy.takeover.as_millis() as u64),
             yields: proxy.redundant,
+            merge: None,
             monitor: proxy.monitor,
             paths: upstream_path.into_iter().collect(),
         });
@@ -436,6 +461,18 @@ impl FibBuilder {
         let is_unused = |(id, i): &(&InterfaceId, &Arc<Ingress>)| i.watch_only && !is_watched(id);
         if self.ingresses.iter().any(|ingress| is_unused(&ingress)) {
             Arc::make_mut(&mut self.ingresses).retain(|id, i| !is_unused(&(id, &*i)));
+        }
+        let mut merge_domains = AHashMap::new();
+        let merged: Vec<_> = self.merged.keys().copied().collect();
+        for (id, members) in connected_interfaces(&merged) {
+            merge_domains.extend(members.into_iter().map(|member| (member, id)));
+        }
+        let moved = self.ingresses.iter().filter_map(|(id, ingress)| {
+            let domain = merge_domains.get(id).copied();
+            (ingress.merge_domain != domain).then_some((*id, domain))
+        });
+        for (id, domain) in moved.collect::<Vec<_>>() {
+            self.edit_ingress(id).merge_domain = domain;
         }
         let mut selections = self.selections();
         let changed: Vec<_> = self
@@ -522,6 +559,7 @@ impl FibBuilder {
         let ingresses = Arc::make_mut(&mut self.ingresses);
         let ingress = ingresses.entry(iif).or_insert_with(|| {
             Arc::new(Ingress {
+                interface: Some(iif),
                 vlans_with_own_interface: links.vlan_ids_of(iif).collect(),
                 plane: link.and_then(|link| link.plane),
                 kernel_forwarding: link

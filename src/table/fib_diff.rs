@@ -25,7 +25,10 @@ impl FibDiff {
     /// Returns whether packets arrive or leave on other interfaces than before, or whether an
     /// interface is served in another way.
     pub fn interfaces_changed(&self) -> bool {
-        let service = |i: &Ingress| (i.watch_only, i.answers_queries, i.receives_membership);
+        let service = |i: &Ingress| {
+            let messages = (i.answers_queries, i.receives_membership);
+            (i.watch_only, messages, i.merge_domain)
+        };
         let is_same = |(index, new): (&InterfaceId, &Arc<Ingress>)| {
             let old = self.old.ingresses.get(index);
             old.is_some_and(|old| service(old) == service(new) && old.plane == new.plane)

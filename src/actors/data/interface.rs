@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context as Task, Poll, Waker, ready};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actix::fut::ActorFuture;
 use actix::prelude::*;
@@ -29,12 +29,13 @@ use crate::actors::supervision::{DeathGuard, Stop, WorkerId, panics_on_demand};
 use crate::forward::{
     Arrival, DropReason, OffloadedFlow, adopt_offloaded, end_offload, may_offload, note_offloaded,
 };
+use crate::merge::SharedMerge;
 use crate::metrics::InterfaceCounters;
-use crate::model::{FlowEnd, IfName, InterfaceId, MacAddress, PlaneName, TakeoverRole};
+use crate::model::{FlowEnd, IfName, InterfaceId, MacAddress, MergePath, PlaneName, TakeoverRole};
 use crate::pipeline::hand_over::Rest;
 use crate::pipeline::packet_trace::TraceRecorder;
 use crate::pipeline::{
-    Batch, CaptureHandle, CapturePosition, Messages, PacketSource, Slot, Switch,
+    Batch, CaptureHandle, CapturePosition, Messages, PacketSource, Slot, Switch, Switched,
 };
 use crate::streams::StreamMonitor;
 use crate::sys::ingress_claims::IngressClaim;
@@ -48,6 +49,16 @@ const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Interval at which the flows that the plane forwards by itself are counted, and rates are measured.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Interval at which an empty capture is reported to a merge that holds packets.
+const MERGE_TICK: Duration = Duration::from_millis(1);
+
+/// Longest time from the receive time of a packet until the capture returns it: that of a block.
+const MAX_CAPTURE_DELAY: Duration = Duration::from_millis(5);
+
+/// How long after a packet its loss on one path is counted at the earliest, besides the window. A
+/// busy machine may read the path late.
+const MERGE_REPORT_DELAY: Duration = Duration::from_millis(300);
 
 /// Interval at which this actor looks for a moment to hand flows over.
 const HAND_OVER_INTERVAL: Duration = Duration::from_millis(1);
@@ -118,11 +129,17 @@ struct Reading {
     paused: Cell<bool>,
     /// Wakes the stream of batches.
     waker: RefCell<Option<Waker>>,
+    /// The merges of which a path arrives here.
+    merges: RefCell<Vec<(MergePath, Arc<SharedMerge>)>>,
 }
 
 impl Reading {
     fn set_paused(&self, paused: bool) {
         self.paused.set(paused);
+        self.wake();
+    }
+
+    fn wake(&self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
@@ -148,7 +165,8 @@ impl Interface {
         let flows = Flows::new(context.flows.clone());
         let monitor = StreamMonitor::new(context.monitoring.registry.clone());
         let streams = context.streams.clone();
-        let switch = Switch::new(flows, context.loop_guard.clone(), streams, monitor);
+        let switch = Switch::new(flows, context.loop_guard.clone(), streams, monitor)
+            .with_merges(context.merges.clone());
         Self {
             context,
             death_guard,
@@ -283,6 +301,7 @@ impl Interface {
             capture: capture.clone(),
             in_a_row: 0,
             reading: self.reading.clone(),
+            tick: None,
         });
         let hands_over = capture.borrow_mut().hand_over().is_some();
         if hands_over && !self.watch_only {
@@ -294,6 +313,7 @@ impl Interface {
         }
         if !self.watch_only {
             ctx.run_interval(REPORT_INTERVAL, |actor, _| {
+                actor.report_merges();
                 let snapshot = actor.context.snapshot.load_full();
                 let (rates, flows) = (&mut actor.stream_rates, &actor.switch.flows);
                 let interface = (actor.index, &actor.name);
@@ -475,6 +495,12 @@ impl Interface {
                 (self.switch).run_traced(fib, ingress, batch, now_ms, &mut recorder)
             }
         };
+        self.transmit(&snapshot, ingress, switched);
+    }
+
+    /// Counts switched packets, and passes them to the forwarders.
+    fn transmit(&mut self, snapshot: &Snapshot, ingress: &Ingress, switched: Switched) {
+        let fib = &snapshot.fib;
         if self.switch.flows.take_looked_up() {
             self.context.flow_changes.notify_one();
         }
@@ -504,6 +530,7 @@ impl Interface {
         if self.generation != fib.generation {
             // An egress may have another name now.
             self.egress_counters.clear();
+            self.update_merges(fib, ingress);
         }
         let mut count_refused = |egress: u32, reason: DropReason, packets: u64| {
             let egress = &fib.egresses[egress as usize];
@@ -563,6 +590,46 @@ impl Interface {
                     count_dropped(egress, DropReason::EgressDown, &lost.slots);
                 }
             }
+        }
+    }
+
+    /// Notes of which merges a path arrives here.
+    fn update_merges(&mut self, fib: &Fib, ingress: &Ingress) {
+        let merges = self.switch.merges(fib, ingress);
+        let merges = merges.map(|(path, merge)| (path, merge.clone()));
+        *self.reading.merges.borrow_mut() = merges.collect();
+        self.reading.wake();
+    }
+
+    /// Passes on the held packets of merges that are not waited for any more. All packets that were
+    /// received until `read_until_ns` were switched. Without this time, passes on all of them.
+    fn poll_merges(&mut self, read_until_ns: Option<u64>) {
+        let snapshot = self.context.snapshot.load_full();
+        if let Some(ingress) = snapshot.fib.ingresses.get(&self.index) {
+            let (fib, now_ms) = (&snapshot.fib, self.context.now_ms());
+            let switched = self.switch.poll_merges(fib, ingress, read_until_ns, now_ms);
+            self.transmit(&snapshot, ingress, switched);
+        }
+    }
+
+    /// Publishes the counts of the merges.
+    fn report_merges(&mut self) {
+        let snapshot = self.context.snapshot.load_full();
+        let Some(ingress) = snapshot.fib.ingresses.get(&self.index) else {
+            return;
+        };
+        if self.generation != snapshot.fib.generation {
+            self.update_merges(&snapshot.fib, ingress);
+        }
+        let now_ns = realtime_ns().saturating_sub(MERGE_REPORT_DELAY.as_nanos() as u64);
+        for (route, rule) in &ingress.merges {
+            let merge = self.context.merges.of_route(route, rule);
+            let counts = merge.lock().statistics(now_ns);
+            let former = merge.publish(counts);
+            self.context
+                .catalog
+                .merge
+                .add(route.as_str(), &former, &counts);
         }
     }
 
@@ -726,13 +793,14 @@ impl Actor for Interface {
     }
 }
 
-impl StreamHandler<io::Result<Batch>> for Interface {
-    fn handle(&mut self, batch: io::Result<Batch>, ctx: &mut Self::Context) {
-        match batch {
-            Ok(batch) => {
+impl StreamHandler<io::Result<Captured>> for Interface {
+    fn handle(&mut self, captured: io::Result<Captured>, ctx: &mut Self::Context) {
+        match captured {
+            Ok(Captured::Batch(batch)) => {
                 self.forward(batch);
                 self.offer_flows(ctx);
             }
+            Ok(Captured::Empty { read_until_ns }) => self.poll_merges(Some(read_until_ns)),
             Err(e) => {
                 // The death guard stays armed, so that the supervisor opens the capture again.
                 warn!(interface = %self.name, "{}: capture failed: {e}", self.death_guard.role());
@@ -837,6 +905,8 @@ impl Handler<PauseCapture> for Interface {
 
     fn handle(&mut self, _: PauseCapture, _: &mut Self::Context) -> Self::Result {
         self.reading.set_paused(true);
+        // Another process cannot know what is held here.
+        self.poll_merges(None);
         if let Some(capture) = &self.capture
             && let Some(hand_over) = capture.borrow_mut().hand_over()
         {
@@ -956,15 +1026,57 @@ impl Handler<FlushFlows> for Interface {
 /// A batch with fewer packets is transmitted before the next one is received.
 const SMALL_BATCH: usize = 8;
 
+/// What [`Batches`] returns.
+enum Captured {
+    Batch(Batch),
+    /// Nothing waits, and a merge holds packets: everything that was received until this time was
+    /// returned.
+    Empty {
+        read_until_ns: u64,
+    },
+}
+
 /// The batches of a capture. The first error ends the actor that reads it.
 struct Batches {
     capture: Capture,
     in_a_row: usize,
     reading: Rc<Reading>,
+    /// The next report that the capture is empty.
+    tick: Option<Pin<Box<Sleep>>>,
+}
+
+impl Batches {
+    /// Reports regularly that nothing waits in the capture, while a merge of it holds packets.
+    fn poll_empty(&mut self, task: &mut Task<'_>) -> Poll<Captured> {
+        let merges = self.reading.merges.borrow();
+        for (path, merge) in merges.iter() {
+            merge.register(*path, task.waker());
+        }
+        if !merges.iter().any(|(_, merge)| merge.is_waiting()) {
+            // Wakes when the merges of this interface change.
+            *self.reading.waker.borrow_mut() = Some(task.waker().clone());
+            self.tick = None;
+            return Poll::Pending;
+        }
+        let tick = self.tick.get_or_insert_with(|| Box::pin(sleep(MERGE_TICK)));
+        ready!(tick.as_mut().poll(task));
+        // The runtime looked for packets after the tick had elapsed, and found none. This thread may
+        // have been suspended since.
+        let since_tick = tick.deadline().elapsed() + MAX_CAPTURE_DELAY;
+        self.tick = None;
+        let read_until_ns = realtime_ns().saturating_sub(since_tick.as_nanos() as u64);
+        Poll::Ready(Captured::Empty { read_until_ns })
+    }
+}
+
+/// Returns the time of `CLOCK_REALTIME`, the clock of receive times.
+fn realtime_ns() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_nanos() as u64
 }
 
 impl Stream for Batches {
-    type Item = io::Result<Batch>;
+    type Item = io::Result<Captured>;
 
     fn poll_next(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Self::Item>> {
         if self.reading.paused.get() {
@@ -984,6 +1096,9 @@ impl Stream for Batches {
             Poll::Ready(_) => self.in_a_row + 1,
             Poll::Pending => 0,
         };
-        next.map(Some)
+        match next {
+            Poll::Ready(batch) => Poll::Ready(Some(batch.map(Captured::Batch))),
+            Poll::Pending => self.poll_empty(task).map(|empty| Some(Ok(empty))),
+        }
     }
 }

@@ -155,6 +155,27 @@ impl Supervisor {
         }
     }
 
+    /// Returns the worker of all ingresses that merges connect, for each such domain: that of the
+    /// lowest one that is captured. One thread sends the packets of both paths, so they stay in
+    /// order.
+    fn workers_of_merges(&self) -> AHashMap<InterfaceId, WorkerId> {
+        let mut workers: AHashMap<InterfaceId, (InterfaceId, WorkerId)> = AHashMap::new();
+        for (index, captured) in &self.interfaces {
+            if let Some(domain) = self.merge_domain(*index) {
+                let lowest = workers.entry(domain).or_insert((*index, captured.worker));
+                *lowest = (*lowest).min((*index, captured.worker));
+            }
+        }
+        let workers = workers.into_iter();
+        workers
+            .map(|(domain, (_, worker))| (domain, worker))
+            .collect()
+    }
+
+    fn merge_domain(&self, index: InterfaceId) -> Option<InterfaceId> {
+        self.fib.ingresses.get(&index)?.merge_domain
+    }
+
     /// Returns the worker of the other ingresses of a domain in which packets may return. One
     /// thread reads them in the order of arrival: the original before the copy of another router.
     fn worker_of_domain(&self, index: InterfaceId) -> Option<WorkerId> {
@@ -170,7 +191,9 @@ impl Supervisor {
     }
 
     fn start_interface(&mut self, index: InterfaceId, name: &IfName, ctx: &mut Context<Self>) {
-        let worker = match self.worker_of_domain(index) {
+        let merge_domain = self.merge_domain(index);
+        let of_merge = merge_domain.and_then(|id| self.workers_of_merges().get(&id).copied());
+        let worker = match of_merge.or_else(|| self.worker_of_domain(index)) {
             Some(worker) => worker,
             None => self.least_busy_worker(),
         };
@@ -227,9 +250,14 @@ impl Supervisor {
     fn reconcile(&mut self, ctx: &mut Context<Self>) {
         let fib = self.fib.clone();
         let names = &self.names;
+        let workers = self.workers_of_merges();
         let unused = self.interfaces.extract_if(|index, captured| {
             let ingress = fib.ingresses.get(index);
-            let is_same = |i: &Arc<Ingress>| i.watch_only == captured.watch_only;
+            let is_same = |i: &Arc<Ingress>| {
+                let worker = i.merge_domain.and_then(|domain| workers.get(&domain));
+                i.watch_only == captured.watch_only
+                    && worker.is_none_or(|worker| *worker == captured.worker)
+            };
             !names.contains_key(index) || !ingress.is_none_or(is_same)
         });
         let unused_interfaces: Vec<_> = unused

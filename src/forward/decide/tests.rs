@@ -31,6 +31,7 @@ fn table(entries: &[(&str, &str, TtlPolicy, &[&str])]) -> (Fib, Ingress) {
             translation: None,
             takeover_ms: None,
             yields: false,
+            merge: None,
             monitor: None,
             paths: vec![0],
         };

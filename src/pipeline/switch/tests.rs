@@ -9,6 +9,7 @@ use crate::table::{InterfaceOptions, MembershipDatabase, Rib};
 use crate::wire::ip::{IpHeader, refresh_ipv4_checksum};
 use crate::wire::{checksum, udp};
 
+mod merged;
 mod monitored;
 mod random_packets;
 mod variants;

@@ -30,6 +30,9 @@ pub enum Declined {
     /// The route has a loop guard.
     #[error("its route has a loop guard")]
     LoopGuard,
+    /// The route merges it with its copy on another path.
+    #[error("its route merges two paths")]
+    Merge,
     /// Another forwarder sends it to one of the egress links.
     #[error("another forwarder sends it to an egress link")]
     OtherForwarder,
@@ -157,6 +160,9 @@ pub fn plan(
     let rewrite = rewrite.transpose()?;
     if entry.loop_guard {
         return Err(Declined::LoopGuard);
+    }
+    if entry.merge.is_some() {
+        return Err(Declined::Merge);
     }
     let mut plan = Plan {
         action: PlannedAction {

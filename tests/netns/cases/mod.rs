@@ -39,6 +39,7 @@ mod kubernetes;
 mod link_types;
 mod loops;
 mod membership_keeper;
+mod merge;
 mod metrics;
 mod mnat;
 mod mnat_etcd;
@@ -136,6 +137,7 @@ pub fn all() -> Vec<Case> {
         external_programs::cases(),
         prometheus::cases(),
         discovery::cases(),
+        merge::cases(),
         docker::cases(),
         docker_faults::cases(),
         podman::cases(),

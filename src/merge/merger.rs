@@ -1,0 +1,293 @@
+//! The merge of all streams of a route.
+
+use std::net::IpAddr;
+
+use ahash::{AHashMap, RandomState};
+
+use super::fingerprint::Fingerprints;
+use super::held::{HeldPacket, HeldPackets};
+use super::packet::MergePacket;
+use super::sequence::Sequence;
+use super::statistics::MergeStatistics;
+use super::step::Step;
+use super::stream::{Fate, LIVENESS_NS, MergedStream, NumberedPacket, Place};
+use super::window::MAX_SLOTS;
+use crate::model::{MergeBy, MergePath, MergeRule};
+
+/// Limit of the streams of a merge. Packets of further streams are compared by their payload.
+const MAX_STREAMS: usize = 1024;
+
+/// Number of streams whose windows have room for the highest rates: 2 MiB each.
+const FAST_STREAMS: usize = 64;
+
+/// Limit of the slots of the windows of other streams.
+const MAX_SLOTS_OF_SLOW_STREAMS: usize = 4096;
+
+/// A path that was read so many times less than the other one is not read at all.
+const MAX_UNREAD: u32 = 64;
+
+/// Group, port, and SSRC or its like.
+type StreamKey = (IpAddr, u16, u64);
+
+/// What happens to a packet that was pushed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MergeOutcome {
+    /// It is one of the steps.
+    Passed,
+    /// It waits for an earlier one; see [`Merger::hold`].
+    Held(HeldAs),
+    /// It was passed on already.
+    Duplicate,
+    /// Later packets were passed on already.
+    Late,
+}
+
+/// The place of a packet that waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldAs {
+    stream: StreamKey,
+    place: Place,
+}
+
+/// Up to when a path was read.
+#[derive(Debug, Clone, Copy, Default)]
+struct ReadPosition {
+    until_ns: Option<u64>,
+    /// How often the other path was read since.
+    unread: u32,
+}
+
+/// The state of a merge.
+pub struct Merger {
+    by: MergeBy,
+    window_ns: u64,
+    streams: AHashMap<StreamKey, Box<MergedStream>>,
+    /// Number of streams that wait.
+    waiting: usize,
+    held: HeldPackets,
+    fingerprints: Option<Fingerprints>,
+    hasher: RandomState,
+    read: [ReadPosition; 2],
+    steps: Vec<Step>,
+    statistics: MergeStatistics,
+}
+
+impl Merger {
+    /// Returns a merge without packets.
+    pub fn new(rule: &MergeRule) -> Self {
+        Self {
+            by: rule.by,
+            window_ns: rule.window.as_nanos() as u64,
+            streams: AHashMap::new(),
+            waiting: 0,
+            held: HeldPackets::default(),
+            fingerprints: None,
+            hasher: RandomState::new(),
+            read: [ReadPosition::default(); 2],
+            steps: Vec::new(),
+            statistics: MergeStatistics::default(),
+        }
+    }
+
+    /// Notes that all packets of a path that were received until this time were pushed.
+    pub fn note_read(&mut self, path: MergePath, until_ns: u64) {
+        let other = &mut self.read[path.other().index()];
+        other.unread = other.unread.saturating_add(1);
+        let own = &mut self.read[path.index()];
+        // The clock of the receive times may be set back.
+        let latest = own
+            .until_ns
+            .filter(|at| at.abs_diff(until_ns) < LIVENESS_NS);
+        own.until_ns = Some(latest.unwrap_or_default().max(until_ns));
+        own.unread = 0;
+    }
+
+    /// Returns the time up to which both paths were read.
+    fn clock_ns(&self) -> u64 {
+        let is_read = |read: &&ReadPosition| read.unread <= MAX_UNREAD;
+        let read = self.read.iter().filter(is_read);
+        read.filter_map(|r| r.until_ns).min().unwrap_or_default()
+    }
+
+    /// Takes a packet of a path, in the order of arrival on this path. [`Merger::take_steps`]
+    /// returns what is passed on then.
+    pub fn push(
+        &mut self,
+        path: MergePath,
+        packet: &MergePacket<'_>,
+        time_ns: u64,
+    ) -> MergeOutcome {
+        self.note_read(path, time_ns);
+        self.statistics.received[path.index()] += 1;
+        let sequence = packet
+            .payload
+            .and_then(|payload| Sequence::read(self.by, payload));
+        let Some(sequence) = sequence else {
+            return self.compare_payload(path, packet, time_ns);
+        };
+        let (group, port) = packet.flow();
+        let key = (group, port, sequence.stream);
+        let (clock_ns, is_full) = (self.clock_ns(), self.held.is_full());
+        if !self.streams.contains_key(&key) && !self.add_stream(key, sequence.bits, time_ns) {
+            return self.compare_payload(path, packet, time_ns);
+        }
+        let Some(stream) = self.streams.get_mut(&key) else {
+            return MergeOutcome::Late;
+        };
+        let was_waiting = stream.is_waiting();
+        let arrival = NumberedPacket {
+            path: path.index(),
+            number: sequence.number,
+            time_ns,
+            clock_ns,
+            is_full,
+        };
+        let fate = stream.push(arrival, &mut self.steps, &mut self.statistics);
+        self.waiting += usize::from(stream.is_waiting());
+        self.waiting -= usize::from(was_waiting);
+        match fate {
+            Fate::Passed => MergeOutcome::Passed,
+            Fate::Held(place) => MergeOutcome::Held(HeldAs { stream: key, place }),
+            Fate::Duplicate => MergeOutcome::Duplicate,
+            Fate::Late => MergeOutcome::Late,
+        }
+    }
+
+    /// Adds a stream, in place of one that is silent if there are too many. Returns false if none
+    /// is silent.
+    fn add_stream(&mut self, key: StreamKey, bits: u32, now_ns: u64) -> bool {
+        if self.streams.len() >= MAX_STREAMS {
+            let oldest = self
+                .streams
+                .iter()
+                .min_by_key(|(_, stream)| stream.last_ns());
+            let Some((oldest, last_ns)) = oldest.map(|(key, stream)| (*key, stream.last_ns()))
+            else {
+                return false;
+            };
+            if now_ns.saturating_sub(last_ns) <= 2 * LIVENESS_NS {
+                return false;
+            }
+            self.end_stream(oldest);
+        }
+        let max_slots = match self.streams.len() {
+            0..FAST_STREAMS => MAX_SLOTS,
+            _ => MAX_SLOTS_OF_SLOW_STREAMS,
+        };
+        let stream = MergedStream::new(bits, self.window_ns, max_slots, now_ns);
+        self.streams.insert(key, Box::new(stream));
+        true
+    }
+
+    fn end_stream(&mut self, key: StreamKey) {
+        if let Some(mut stream) = self.streams.remove(&key) {
+            self.waiting -= usize::from(stream.is_waiting());
+            stream.end(&mut self.steps, &mut self.statistics);
+        }
+    }
+
+    /// Passes a packet on unless it is the copy of another one.
+    fn compare_payload(
+        &mut self,
+        path: MergePath,
+        packet: &MergePacket<'_>,
+        time_ns: u64,
+    ) -> MergeOutcome {
+        let counts = &mut self.statistics;
+        counts.by_payload += 1;
+        let new = || Fingerprints::new(self.window_ns);
+        let fingerprints = self.fingerprints.get_or_insert_with(new);
+        let fingerprint = packet.fingerprint(&self.hasher);
+        match fingerprints.push(fingerprint, path, time_ns, counts) {
+            None => {
+                self.steps.push(Step::Current);
+                MergeOutcome::Passed
+            }
+            Some(delay_ns) => {
+                counts.duplicates[path.index()] += 1;
+                counts.note_skew(match path {
+                    MergePath::First => -delay_ns,
+                    MergePath::Second => delay_ns,
+                });
+                MergeOutcome::Duplicate
+            }
+        }
+    }
+
+    /// Holds a packet that [`Merger::push`] wants held: a copy of `bytes`, as they leave.
+    pub fn hold(&mut self, held_as: HeldAs, packet: HeldPacket, bytes: &[u8]) {
+        if let Some(stream) = self.streams.get_mut(&held_as.stream) {
+            stream.set_held(held_as.place, self.held.insert(packet, bytes));
+        }
+    }
+
+    /// Returns a held packet.
+    pub fn held(&self, number: u32) -> Option<&HeldPacket> {
+        self.held.get(number)
+    }
+
+    /// Ends to hold a packet that was passed on or dropped.
+    pub fn remove(&mut self, number: u32) {
+        self.held.remove(number);
+    }
+
+    /// Returns what the last calls pass on, in order. The caller gives the memory back to
+    /// [`Merger::recycle`].
+    pub fn take_steps(&mut self) -> Vec<Step> {
+        std::mem::take(&mut self.steps)
+    }
+
+    /// Takes the memory of [`Merger::take_steps`] back.
+    pub fn recycle(&mut self, mut steps: Vec<Step>) {
+        steps.clear();
+        self.steps = steps;
+    }
+
+    /// Returns whether packets are held, so that [`Merger::poll`] must be called.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting > 0
+    }
+
+    /// Passes on what is not waited for any more.
+    pub fn poll(&mut self) {
+        let clock_ns = self.clock_ns();
+        for stream in self.streams.values_mut() {
+            if stream.is_waiting() {
+                stream.poll(clock_ns, &mut self.steps, &mut self.statistics);
+                self.waiting -= usize::from(!stream.is_waiting());
+            }
+        }
+    }
+
+    /// Passes on everything that is held.
+    pub fn flush(&mut self) {
+        let clock_ns = self.clock_ns();
+        for stream in self.streams.values_mut() {
+            stream.flush(clock_ns, &mut self.steps, &mut self.statistics);
+        }
+        self.waiting = 0;
+    }
+
+    /// Returns the counts, with all losses until now. `now_ns` is the time of the receive times.
+    pub fn statistics(&mut self, now_ns: u64) -> MergeStatistics {
+        let mut peak = 0;
+        let counts = &mut self.statistics;
+        for stream in self.streams.values_mut() {
+            let clock_ns = match stream.is_waiting() {
+                true => stream.last_ns(),
+                false => now_ns,
+            };
+            stream.settle(clock_ns, counts);
+            peak = peak.max(stream.peak_skew_ns());
+        }
+        if let Some(fingerprints) = &mut self.fingerprints {
+            fingerprints.expire(now_ns, counts);
+        }
+        MergeStatistics {
+            peak_skew_ns: peak,
+            streams: self.streams.len() as u64,
+            holding: self.held.len() as u64,
+            ..*counts
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The merges of which a path arrives on one interface.
+
+use std::sync::{Arc, MutexGuard};
+
+use ahash::AHashMap;
+
+use crate::merge::{Merger, Merges, SharedMerge};
+use crate::model::{MergePath, RouteName};
+use crate::table::{Fib, Ingress};
+
+/// The merges of an ingress, according to one forwarding table.
+#[derive(Default)]
+pub(super) struct Merging {
+    merges: Option<Arc<Merges>>,
+    generation: u64,
+    by_route: AHashMap<RouteName, (MergePath, Arc<SharedMerge>)>,
+}
+
+impl Merging {
+    /// Returns an ingress that takes part in `merges`.
+    pub fn new(merges: Arc<Merges>) -> Self {
+        Self {
+            merges: Some(merges),
+            ..Self::default()
+        }
+    }
+
+    /// Applies a forwarding table.
+    pub fn update(&mut self, fib: &Fib, ingress: &Ingress) {
+        let Some(merges) = &self.merges else {
+            return;
+        };
+        if self.generation == fib.generation {
+            return;
+        }
+        self.generation = fib.generation;
+        let merges = ingress.merges.iter().map(|(route, rule)| {
+            let shared = merges.of_route(route, rule);
+            (route.clone(), (rule.path, shared))
+        });
+        // The former merges are dropped afterwards, so that those that remain keep their state.
+        self.by_route = merges.collect();
+    }
+
+    /// Returns all merges, and the path that arrives here.
+    pub fn all(&self) -> impl Iterator<Item = (MergePath, &Arc<SharedMerge>)> {
+        self.by_route.values().map(|(path, merge)| (*path, merge))
+    }
+}
+
+/// The lock of the merge of the current packet. It is taken once for a run of packets of one merge.
+pub(super) struct MergeLock<'m> {
+    merging: &'m Merging,
+    locked: Option<(&'m RouteName, &'m SharedMerge, MutexGuard<'m, Merger>)>,
+}
+
+impl<'m> MergeLock<'m> {
+    /// Returns a lock of nothing.
+    pub fn new(merging: &'m Merging) -> Self {
+        Self {
+            merging,
+            locked: None,
+        }
+    }
+
+    /// Returns the locked merge of a route.
+    pub fn of(&mut self, route: &RouteName) -> Option<&mut Merger> {
+        if self
+            .locked
+            .as_ref()
+            .is_none_or(|(name, _, _)| *name != route)
+        {
+            self.release();
+            let (name, (_, shared)) = self.merging.by_route.get_key_value(route)?;
+            self.locked = Some((name, shared.as_ref(), shared.lock()));
+        }
+        self.locked.as_mut().map(|(_, _, merger)| &mut **merger)
+    }
+
+    fn release(&mut self) {
+        if let Some((_, shared, merger)) = self.locked.take() {
+            shared.set_waiting(merger.is_waiting());
+        }
+    }
+}
+
+impl Drop for MergeLock<'_> {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
