@@ -19,7 +19,9 @@ pub mod mnat;
 pub mod mnat_server;
 pub mod output;
 mod pcapng;
+pub mod record;
 pub mod recv;
+mod rtp_report;
 pub mod run;
 pub mod schema;
 pub mod send;
@@ -27,6 +29,7 @@ pub mod show;
 mod show_streams;
 mod show_tables;
 pub mod signals;
+mod silent_groups;
 pub mod smcroute;
 pub mod smcroutectl;
 pub mod smcrouted;
@@ -162,6 +165,7 @@ enum Command {
     Health(health::HealthArgs),
     Send(send::SendArgs),
     Recv(recv::RecvArgs),
+    Record(record::RecordArgs),
     Demo(demo::DemoArgs),
     /// Print a shell completion script
     #[command(after_help = "Example: mcastor completions bash > /etc/bash_completion.d/mcastor")]
@@ -269,6 +273,7 @@ pub fn main() -> ExitCode {
         Command::Health(args) => health::run(args),
         Command::Send(args) => send::run(args),
         Command::Recv(args) => recv::run(args),
+        Command::Record(args) => record::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Completions { shell, program } => {
             let (mut command, name) = program.command();

@@ -62,6 +62,7 @@ mod reload;
 mod restart;
 mod restarts;
 mod routes;
+mod rtp;
 mod scale;
 mod smcroute_commands;
 mod smcroute_files;
@@ -106,6 +107,7 @@ pub fn all() -> Vec<Case> {
         bandwidth::cases(),
         harness::cases(),
         routes::cases(),
+        rtp::cases(),
         smcroute_forwarding::cases(),
         smcroute_commands::cases(),
         smcroute_files::cases(),
