@@ -34,6 +34,7 @@ pub mod smcroute;
 pub mod smcroutectl;
 pub mod smcrouted;
 mod table;
+mod top;
 mod trace;
 pub mod upgrade;
 mod usage;
@@ -123,6 +124,8 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Follow live packets of a group through the running mcastor
     Trace(trace::TraceArgs),
+    /// Watch interfaces, flows, drops, joins and streams of the running mcastor
+    Top(top::TopArgs),
     /// Find out why multicast does not arrive
     Doctor(doctor::DoctorArgs),
     /// Add a route, or egress interfaces to a route, until the next reload
@@ -256,6 +259,7 @@ pub fn main() -> ExitCode {
         Command::Show(args) => show::run(&args),
         Command::Explain(args) => explain::run(args),
         Command::Trace(args) => trace::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Add(args) => change::add(args),
         Command::Remove(args) => change::remove(args),

@@ -69,6 +69,7 @@ mod smcroute_files;
 mod smcroute_forwarding;
 mod smcroute_process;
 mod stream_health;
+mod top;
 mod trace;
 mod traffic_tools;
 mod translate;
@@ -130,6 +131,7 @@ pub fn all() -> Vec<Case> {
         ebpf_restart::cases(),
         planes_compared::cases(),
         explain::cases(),
+        top::cases(),
         trace::cases(),
         external_programs::cases(),
         prometheus::cases(),
