@@ -5,7 +5,7 @@ PREFIX  ?= /usr/local
 PACKAGES = gcc libc6-dev iproute2 iptables tcpdump iperf iputils-ping python3-scapy ethtool curl \
            smcroute util-linux frr igmpproxy docker.io docker-compose podman prometheus \
            python3-jsonschema python3-yaml python3-zeroconf python3-httpx python3-h2 avahi-daemon \
-           minidlna wsdd mandoc clang-14 llvm-14 libbpf-dev bpftool etcd-server bind9 nsd tshark
+           minidlna wsdd mandoc clang-14 llvm-14 libbpf-dev bpftool etcd-server bind9 nsd tshark tmux
 # What tests in user-mode Linux need. Not every Debian has it.
 UML_PACKAGES = user-mode-linux busybox-static kmod cpio xz-utils
 

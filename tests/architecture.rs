@@ -208,7 +208,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("probe", &["model"]),
     // Sockets of the test streams.
-    ("traffic", &["model", "probe", "sys"]),
+    (
+        "traffic",
+        &["model", "api::streams", "probe", "streams", "sys"],
+    ),
     ("demo", &["model", "sys", "probe", "traffic"]),
     (
         "cli",
@@ -224,6 +227,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "settings",
             "probe",
             "traffic",
+            // RTP, as `recv` and `top` show it.
+            "streams",
             "sys",
             "smcroute",
             "igmpproxy",

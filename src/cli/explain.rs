@@ -142,7 +142,7 @@ fn last_dropped(socket: &SocketArgs, reason: Option<&str>) -> Result<ExplainQuer
 }
 
 /// Returns the last packet of a drop, if it has the addresses of a multicast packet.
-fn packet_of(drop: &DropView) -> Option<ExplainQuery> {
+pub(super) fn packet_of(drop: &DropView) -> Option<ExplainQuery> {
     let group: IpAddr = drop.group.as_ref()?.parse().ok()?;
     Some(ExplainQuery {
         iif: None,
@@ -154,7 +154,8 @@ fn packet_of(drop: &DropView) -> Option<ExplainQuery> {
     })
 }
 
-fn text(view: &ExplainView) -> String {
+/// Returns the answer as text, without escapes.
+pub(super) fn text(view: &ExplainView) -> String {
     let packet = &view.packet;
     let mut text = format!(
         "{} to {}, {} bytes, TTL {}\n",

@@ -19,7 +19,9 @@ pub mod mnat;
 pub mod mnat_server;
 pub mod output;
 mod pcapng;
+pub mod record;
 pub mod recv;
+mod rtp_report;
 pub mod run;
 pub mod schema;
 pub mod send;
@@ -27,10 +29,12 @@ pub mod show;
 mod show_streams;
 mod show_tables;
 pub mod signals;
+mod silent_groups;
 pub mod smcroute;
 pub mod smcroutectl;
 pub mod smcrouted;
 mod table;
+mod top;
 mod trace;
 pub mod upgrade;
 mod usage;
@@ -120,6 +124,8 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Follow live packets of a group through the running mcastor
     Trace(trace::TraceArgs),
+    /// Watch interfaces, flows, drops, joins and streams of the running mcastor
+    Top(top::TopArgs),
     /// Find out why multicast does not arrive
     Doctor(doctor::DoctorArgs),
     /// Add a route, or egress interfaces to a route, until the next reload
@@ -162,6 +168,7 @@ enum Command {
     Health(health::HealthArgs),
     Send(send::SendArgs),
     Recv(recv::RecvArgs),
+    Record(record::RecordArgs),
     Demo(demo::DemoArgs),
     /// Print a shell completion script
     #[command(after_help = "Example: mcastor completions bash > /etc/bash_completion.d/mcastor")]
@@ -252,6 +259,7 @@ pub fn main() -> ExitCode {
         Command::Show(args) => show::run(&args),
         Command::Explain(args) => explain::run(args),
         Command::Trace(args) => trace::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Add(args) => change::add(args),
         Command::Remove(args) => change::remove(args),
@@ -269,6 +277,7 @@ pub fn main() -> ExitCode {
         Command::Health(args) => health::run(args),
         Command::Send(args) => send::run(args),
         Command::Recv(args) => recv::run(args),
+        Command::Record(args) => record::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Completions { shell, program } => {
             let (mut command, name) = program.command();

@@ -1,4 +1,4 @@
-//! Writes packets to a pcapng file, each with a comment (draft-ietf-opsawg-pcapng).
+//! Writes packets to a pcapng file, with comments (draft-ietf-opsawg-pcapng).
 
 use std::io::{self, Write};
 
@@ -31,7 +31,7 @@ pub struct PcapPacket<'a> {
     pub bytes: &'a [u8],
     /// Its full length in bytes.
     pub len: u32,
-    /// What a reader shows beside it.
+    /// What a reader shows beside it; nothing if it is empty.
     pub comment: &'a str,
 }
 
@@ -42,11 +42,11 @@ pub struct PcapngWriter<W> {
 }
 
 impl<W: Write> PcapngWriter<W> {
-    /// Writes the beginning of the file.
+    /// Writes the beginning of the file, with a comment on the whole unless it is empty.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn new(file: W) -> io::Result<Self> {
+    pub fn new(file: W, comment: &str) -> io::Result<Self> {
         let mut writer = Self {
             file,
             interfaces: Vec::new(),
@@ -57,8 +57,8 @@ impl<W: Write> PcapngWriter<W> {
         body.extend(1_u16.to_ne_bytes());
         body.extend(0_u16.to_ne_bytes());
         body.extend(u64::MAX.to_ne_bytes());
+        push_comment(&mut body, comment);
         writer.block(SECTION_HEADER, &body)?;
-        writer.file.flush()?;
         Ok(writer)
     }
 
@@ -84,10 +84,13 @@ impl<W: Write> PcapngWriter<W> {
             body.extend(field.to_ne_bytes());
         }
         push_padded(&mut body, packet.bytes);
-        push_option(&mut body, OPTION_COMMENT, packet.comment.as_bytes());
-        push_option(&mut body, OPTION_END, &[]);
-        self.block(ENHANCED_PACKET, &body)?;
-        self.file.flush()
+        push_comment(&mut body, packet.comment);
+        self.block(ENHANCED_PACKET, &body)
+    }
+
+    /// Returns the file.
+    pub fn file(&mut self) -> &mut W {
+        &mut self.file
     }
 
     fn add_interface(&mut self, name: &str) -> io::Result<usize> {
@@ -111,6 +114,14 @@ impl<W: Write> PcapngWriter<W> {
         self.file.write_all(&len)?;
         self.file.write_all(body)?;
         self.file.write_all(&len)
+    }
+}
+
+/// Appends the options of a block: the comment, if there is one.
+fn push_comment(body: &mut Vec<u8>, comment: &str) {
+    if !comment.is_empty() {
+        push_option(body, OPTION_COMMENT, comment.as_bytes());
+        push_option(body, OPTION_END, &[]);
     }
 }
 

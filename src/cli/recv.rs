@@ -8,13 +8,18 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::exit::stream_failed;
 use super::output::print_line;
+use super::rtp_report;
 use super::signals::stop_on_signals;
+use super::silent_groups::silent_text;
 use crate::model::{Group, IfName};
-use crate::probe::{Latency, Payload, ProbeDatagram, ReceiverStats};
+use crate::probe::{DatagramStats, Latency, Payload, ProbeDatagram};
+use crate::streams::rtp::RtpPacket;
 use crate::sys;
-use crate::traffic::{ReceiveEvent, ReceiveOptions, ReceiveReport, receive_with};
+use crate::traffic::{
+    ReceiveEvent, ReceiveOptions, ReceiveReport, RtpReceiverStats, receive_rtp, receive_with,
+};
 
-/// Receive test streams of `mcastor send`; report loss, duplicates, reordering and latency
+/// Receive test streams of `mcastor send`, or RTP; report loss, duplicates, reordering and latency
 ///
 /// Joins the groups and prints "joined GROUP on INTERFACE" to standard error when packets can
 /// arrive. Says what the first packet is, and every five seconds how many have arrived. Stops when --count, --seconds or --idle is reached, or on Ctrl-C. Without --count, it
@@ -32,6 +37,15 @@ Examples:
   Four groups, until no packet arrives for two seconds, as JSON:
     mcastor recv --interface eth1 --group ff3e::8000:1 --flows 4 --idle 2 --json
 
+  Is the RTP stream of a camera complete, and how large is its jitter?
+    mcastor recv --interface eth1 --group 239.1.2.3 --port 5004 --rtp --seconds 60
+
+With --rtp, each synchronisation source (SSRC) is judged by its sequence numbers and timestamps.
+Loss at the end of a stream is not detected, because RTP does not announce the end. Jitter is that
+of RFC 3550 section 6.4.1; the clock rate of a dynamic payload type is measured in the first second.
+`tshark -z rtp,streams` counts duplicates as received, so its loss is
+smaller by their number.
+
 Latency is measured with the clocks of both hosts: it is exact on one host, and otherwise as exact
 as the clocks are synchronised.
 
@@ -40,6 +54,9 @@ flow had no packets, 2 invalid arguments or a socket error.")]
 pub struct RecvArgs {
     #[command(flatten)]
     options: ReceiveOptions,
+    /// Judge RTP streams of any sender, in place of test streams
+    #[arg(long, display_order = 75)]
+    rtp: bool,
     /// Print the report as one JSON object
     #[arg(long, display_order = 80)]
     json: bool,
@@ -47,39 +64,64 @@ pub struct RecvArgs {
 
 /// Runs `mcastor recv`.
 pub fn run(args: RecvArgs) -> ExitCode {
+    let options = &args.options;
     let mut progress = ProgressLines::default();
-    let mut on_event = |event: ReceiveEvent<'_>| match event {
+    let printed = stop_on_signals().and_then(|stop| {
+        Ok(match args.rtp {
+            true => {
+                let mut on_event = |event: ReceiveEvent<'_, RtpReceiverStats>| {
+                    print_event(&event, options, &mut progress, rtp_packet);
+                };
+                let report = receive_rtp(options, &stop, &mut on_event)?;
+                let text = rtp_report::text(&report);
+                (report.ok, text, serde_json::json!(report))
+            }
+            false => {
+                let mut on_event = |event: ReceiveEvent<'_>| {
+                    print_event(&event, options, &mut progress, test_packet);
+                };
+                let report = receive_with(options, &stop, &mut on_event)?;
+                (report.ok, report_text(&report), serde_json::json!(report))
+            }
+        })
+    });
+    let (ok, text, json) = match printed {
+        Ok(printed) => printed,
+        Err(error) => return stream_failed("recv", &error),
+    };
+    match args.json {
+        true => print_line(&json.to_string()),
+        false => print_line(&text),
+    }
+    ExitCode::from(u8::from(!ok))
+}
+
+/// Prints progress to standard error. `kind` describes what a packet carries.
+fn print_event<S: DatagramStats>(
+    event: &ReceiveEvent<'_, S>,
+    options: &ReceiveOptions,
+    progress: &mut ProgressLines,
+    kind: fn(&ProbeDatagram<'_>) -> String,
+) {
+    match event {
         ReceiveEvent::Joined(group) => {
-            let verb = if args.options.no_join {
-                "listening to"
-            } else {
-                "joined"
+            let verb = match options.no_join {
+                true => "listening to",
+                false => "joined",
             };
-            let interface = &args.options.stream.interface;
+            let interface = &options.stream.interface;
             eprintln!("{verb} {group} on {interface}");
-            if let Some(note) = note_on_address(interface, group) {
+            if let Some(note) = note_on_address(interface, *group) {
                 eprintln!("{note}");
             }
         }
-        ReceiveEvent::First(datagram) => eprintln!("{}", first_packet(datagram)),
+        ReceiveEvent::First(datagram) => eprintln!("{}", first_packet(datagram, kind)),
         ReceiveEvent::Progress(stats) => {
-            if let Some(line) = progress.line(Instant::now(), stats, &args.options) {
+            if let Some(line) = progress.line(Instant::now(), stats.datagrams(), options) {
                 eprintln!("{line}");
             }
         }
-    };
-    let report =
-        stop_on_signals().and_then(|stop| receive_with(&args.options, &stop, &mut on_event));
-    let report = match report {
-        Ok(report) => report,
-        Err(error) => return stream_failed("recv", &error),
-    };
-    if args.json {
-        print_line(&serde_json::json!(report).to_string());
-    } else {
-        print_line(&report_text(&report));
     }
-    ExitCode::from(u8::from(!report.ok))
 }
 
 /// Returns a note on an interface without an IPv4 address, where strict reverse path filtering
@@ -105,21 +147,40 @@ fn note_on_address(interface: &IfName, group: Group) -> Option<String> {
 /// Interval of the lines about progress.
 const PROGRESS: Duration = Duration::from_secs(5);
 
-/// Describes the first packet.
-fn first_packet(datagram: &ProbeDatagram<'_>) -> String {
+/// Describes the first packet; `kind` describes what it carries.
+fn first_packet(datagram: &ProbeDatagram<'_>, kind: fn(&ProbeDatagram<'_>) -> String) -> String {
     let ttl = datagram.ttl.map(|ttl| format!(", TTL {ttl}"));
-    let delay = Payload::parse(datagram.data).ok().map(|payload| {
-        let ns = datagram.received_ns as f64 - payload.sent_ns as f64;
-        format!(", {:.1} ms after it was sent", ns / 1e6)
-    });
     format!(
-        "first packet: to {} from {}{}, {} bytes of payload{}",
+        "first packet: to {} from {}{}, {} bytes of payload, {}",
         datagram.group,
         datagram.source,
         ttl.unwrap_or_default(),
         datagram.data.len(),
-        delay.unwrap_or_else(|| ", not a test packet".into())
+        kind(datagram)
     )
+}
+
+fn test_packet(datagram: &ProbeDatagram<'_>) -> String {
+    match Payload::parse(datagram.data) {
+        Ok(payload) => {
+            let ns = datagram.received_ns as f64 - payload.sent_ns as f64;
+            format!("{:.1} ms after it was sent", ns / 1e6)
+        }
+        Err(_) if RtpPacket::parse(datagram.data).is_some() => {
+            "not a test packet; it may be RTP, which --rtp judges".into()
+        }
+        Err(_) => "not a test packet".into(),
+    }
+}
+
+fn rtp_packet(datagram: &ProbeDatagram<'_>) -> String {
+    match RtpPacket::parse(datagram.data) {
+        Some(packet) => format!(
+            "RTP with SSRC 0x{:08x}, payload type {}",
+            packet.ssrc, packet.payload_type
+        ),
+        None => "not RTP".into(),
+    }
 }
 
 /// The lines about progress, one every [`PROGRESS`].
@@ -129,13 +190,7 @@ struct ProgressLines {
 }
 
 impl ProgressLines {
-    fn line(
-        &mut self,
-        now: Instant,
-        stats: &ReceiverStats,
-        options: &ReceiveOptions,
-    ) -> Option<String> {
-        let received = stats.datagrams();
+    fn line(&mut self, now: Instant, received: u64, options: &ReceiveOptions) -> Option<String> {
         let (at, before) = *self.last.get_or_insert((now, 0));
         let seconds = (now - at).as_secs_f64();
         if now - at < PROGRESS {
@@ -210,22 +265,5 @@ fn report_text(report: &ReceiveReport) -> String {
             text += &format!("\n{count} {what}");
         }
     }
-    if !report.silent.is_empty() {
-        let shown: Vec<_> = report
-            .silent
-            .iter()
-            .take(10)
-            .map(IpAddr::to_string)
-            .collect();
-        text += &format!("\nno packets in {}", shown.join(", "));
-        if report.silent.len() > shown.len() {
-            text += &format!(" and {} more", report.silent.len() - shown.len());
-        }
-        text += &format!(
-            "; beside recv, `mcastor doctor --interface {} --group {}` may find the cause",
-            report.interface,
-            shown.first().map_or("239.1.2.3", String::as_str)
-        );
-    }
-    text
+    text + &silent_text(&report.interface, &report.silent)
 }

@@ -157,7 +157,9 @@ fn follow(args: &TraceArgs) -> Result<u64, Box<dyn Error>> {
                 true => Box::new(io::stdout()),
                 false => Box::new(File::create(path)?),
             };
-            PcapngWriter::new(file)
+            let mut writer = PcapngWriter::new(file, "")?;
+            writer.file().flush()?;
+            Ok(writer)
         };
         open().map_err(|e| {
             let path = path.display();
@@ -229,6 +231,8 @@ impl TraceOutput {
                 len: packet.size,
                 comment: &decision,
             })?;
+            // A reader of a pipe sees each packet at once.
+            pcap.file().flush()?;
         }
         if self.quiet {
             return Ok(());

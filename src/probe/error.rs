@@ -42,6 +42,14 @@ pub enum StreamError {
     /// Arguments that contradict each other or are out of range.
     #[error("{0}")]
     Usage(String),
+    /// A capture file cannot be read.
+    #[error("cannot play {path}: {cause}")]
+    Capture {
+        /// The file.
+        path: String,
+        /// What is wrong with it, and what can be done.
+        cause: String,
+    },
     /// A system call that concerns a group on an interface failed.
     #[error("cannot {what} ({group} on {interface}): {error}{}", remedy(.error))]
     Socket {

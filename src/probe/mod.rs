@@ -2,15 +2,19 @@
 //!
 //! This module opens no socket and reads no clock. The subcommands pass in packets and times.
 
+pub mod captured;
 pub mod error;
 pub mod pace;
+pub mod packet_ring;
 pub mod payload;
+pub mod record_events;
+mod sequence_window;
 pub mod stats;
 
 pub use error::StreamError;
 pub use pace::{PaceAction, Pacer};
 pub use payload::{Payload, PayloadError};
-pub use stats::{Latency, ProbeDatagram, ReceiverStats, StreamReport, StreamStats};
+pub use stats::{DatagramStats, Latency, ProbeDatagram, ReceiverStats, StreamReport, StreamStats};
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -7,13 +7,11 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::payload::{self, Payload};
+use super::sequence_window::{SequenceOrder, SequenceWindow};
 
-/// Number of sequence numbers, counted back from the highest, within which duplicates are detected.
-pub const WINDOW: u64 = 65_536;
 /// Most streams with statistics. Packets of further streams are only counted.
 pub const MAX_STREAMS: usize = 1024;
 
-const WORDS: usize = (WINDOW / 64) as usize;
 /// Upper end of the latency histogram. A longer latency counts as this value.
 const LATENCY_MAX_NS: u64 = 60_000_000_000;
 
@@ -32,69 +30,19 @@ pub struct ProbeDatagram<'a> {
     pub data: &'a [u8],
 }
 
-/// The received sequence numbers of a flow, in constant memory.
-#[derive(Debug)]
-struct SequenceWindow {
-    first: u64,
-    highest: u64,
-    /// One bit per number at index `seq % WINDOW`; valid for the last `WINDOW` numbers up to
-    /// `highest`.
-    bits: Box<[u64; WORDS]>,
-}
+/// What a receiver counts of the datagrams that arrive.
+pub trait DatagramStats {
+    /// Counts one datagram, whether it belongs to a stream or not.
+    fn add(&mut self, datagram: &ProbeDatagram<'_>);
 
-/// The position of a received sequence number relative to the numbers received before it.
-enum SequenceOrder {
-    /// Higher than all before.
-    Next,
-    /// Lower than the highest, and not received before.
-    Reordered,
-    /// Received before.
-    Duplicate,
-    /// [`WINDOW`] or more below the highest: reordered or duplicate, which is not recorded.
-    TooLate,
-}
+    /// Returns the number of datagrams of any kind.
+    fn datagrams(&self) -> u64;
 
-impl SequenceWindow {
-    fn new(seq: u64) -> Self {
-        let mut seen = Self {
-            first: seq,
-            highest: seq,
-            bits: Box::new([0; WORDS]),
-        };
-        seen.set(seq);
-        seen
-    }
+    /// Returns the number of distinct packets of `group`, summed over its streams.
+    fn received(&self, group: IpAddr) -> u64;
 
-    fn set(&mut self, seq: u64) {
-        let at = seq % WINDOW;
-        self.bits[(at / 64) as usize] |= 1 << (at % 64);
-    }
-
-    fn insert(&mut self, seq: u64) -> SequenceOrder {
-        if seq > self.highest {
-            if seq - self.highest >= WINDOW {
-                self.bits.fill(0);
-            } else {
-                for skipped in self.highest + 1..seq {
-                    let at = skipped % WINDOW;
-                    self.bits[(at / 64) as usize] &= !(1 << (at % 64));
-                }
-            }
-            self.highest = seq;
-            self.set(seq);
-            return SequenceOrder::Next;
-        }
-        if self.highest - seq >= WINDOW {
-            return SequenceOrder::TooLate;
-        }
-        let at = seq % WINDOW;
-        if self.bits[(at / 64) as usize] >> (at % 64) & 1 == 1 {
-            return SequenceOrder::Duplicate;
-        }
-        self.set(seq);
-        self.first = self.first.min(seq);
-        SequenceOrder::Reordered
-    }
+    /// Returns whether `group` has at least one stream and all its streams are complete.
+    fn is_complete(&self, group: IpAddr) -> bool;
 }
 
 /// Latency in microseconds, from the sender's timestamp to the kernel's receive timestamp. It is
@@ -202,13 +150,13 @@ impl StreamStats {
     /// Returns the number of packets missing so far between the lowest and the highest sequence
     /// number received.
     pub fn missing(&self) -> u64 {
-        let span = (self.seen.highest - self.seen.first).saturating_add(1);
+        let span = self.seen.span();
         span.saturating_sub(self.received)
     }
 
     /// Returns the lowest and the highest sequence number received.
     pub fn range(&self) -> (u64, u64) {
-        (self.seen.first, self.seen.highest)
+        self.seen.range()
     }
 
     /// Returns the lowest and the highest TTL or hop limit received.
@@ -255,7 +203,7 @@ pub struct StreamReport {
     pub duplicates: u64,
     /// Packets that arrived after a packet with a higher number (RFC 4737 section 3.3).
     pub reordered: u64,
-    /// Packets [`WINDOW`] or more behind the newest. Each is either a duplicate or a reordered
+    /// Packets 65,536 or more behind the newest. Each is either a duplicate or a reordered
     /// packet; which one is not recorded. A reordered packet among them stays counted as lost.
     pub late: u64,
     /// Packets with damaged filler.
@@ -295,34 +243,6 @@ pub struct ReceiverStats {
 }
 
 impl ReceiverStats {
-    /// Counts one datagram, whether it is a test packet or not.
-    pub fn add(&mut self, datagram: &ProbeDatagram<'_>) {
-        self.datagrams += 1;
-        let Ok(payload) = Payload::parse(datagram.data) else {
-            self.foreign += 1;
-            return;
-        };
-        let key = StreamKey {
-            group: datagram.group,
-            source: datagram.source,
-            stream: payload.stream,
-            flow: payload.flow,
-        };
-        if let Some(stream) = self.streams.get_mut(&key) {
-            stream.add(&payload, datagram);
-        } else if self.streams.len() < MAX_STREAMS {
-            self.streams
-                .insert(key, StreamStats::new(&payload, datagram));
-        } else {
-            self.untracked += 1;
-        }
-    }
-
-    /// Returns the number of datagrams of any kind.
-    pub fn datagrams(&self) -> u64 {
-        self.datagrams
-    }
-
     /// Returns the number of datagrams that are not test packets.
     pub fn foreign(&self) -> u64 {
         self.foreign
@@ -331,17 +251,6 @@ impl ReceiverStats {
     /// Returns the number of test packets of streams beyond [`MAX_STREAMS`].
     pub fn untracked(&self) -> u64 {
         self.untracked
-    }
-
-    /// Returns the number of distinct packets of `group`, summed over its streams.
-    pub fn received(&self, group: IpAddr) -> u64 {
-        self.streams_of(group).map(StreamStats::received).sum()
-    }
-
-    /// Returns whether `group` has at least one stream and all its streams are complete.
-    pub fn is_complete(&self, group: IpAddr) -> bool {
-        let mut streams = self.streams_of(group).peekable();
-        streams.peek().is_some() && streams.all(StreamStats::is_complete)
     }
 
     /// Returns the statistics of each stream of `group`.
@@ -370,8 +279,8 @@ impl ReceiverStats {
                 late: stream.late,
                 damaged: stream.damaged,
                 bytes: stream.bytes,
-                first_seq: stream.seen.first,
-                last_seq: stream.seen.highest,
+                first_seq: stream.range().0,
+                last_seq: stream.range().1,
                 total: stream.total,
                 ttl_min: stream.ttl.map(|t| t.0),
                 ttl_max: stream.ttl.map(|t| t.1),
@@ -381,8 +290,46 @@ impl ReceiverStats {
     }
 }
 
+impl DatagramStats for ReceiverStats {
+    fn add(&mut self, datagram: &ProbeDatagram<'_>) {
+        self.datagrams += 1;
+        let Ok(payload) = Payload::parse(datagram.data) else {
+            self.foreign += 1;
+            return;
+        };
+        let key = StreamKey {
+            group: datagram.group,
+            source: datagram.source,
+            stream: payload.stream,
+            flow: payload.flow,
+        };
+        if let Some(stream) = self.streams.get_mut(&key) {
+            stream.add(&payload, datagram);
+        } else if self.streams.len() < MAX_STREAMS {
+            self.streams
+                .insert(key, StreamStats::new(&payload, datagram));
+        } else {
+            self.untracked += 1;
+        }
+    }
+
+    fn datagrams(&self) -> u64 {
+        self.datagrams
+    }
+
+    fn received(&self, group: IpAddr) -> u64 {
+        self.streams_of(group).map(StreamStats::received).sum()
+    }
+
+    fn is_complete(&self, group: IpAddr) -> bool {
+        let mut streams = self.streams_of(group).peekable();
+        streams.peek().is_some() && streams.all(StreamStats::is_complete)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::sequence_window::WINDOW;
     use super::*;
     use proptest::prelude::*;
 

@@ -4,7 +4,7 @@ use super::sequence::{Order, Sequence};
 use crate::api::streams::RtpView;
 
 /// Length of the fixed header in bytes.
-const HEADER_LEN: usize = 12;
+pub const HEADER_LEN: usize = 12;
 
 /// Clock rates that senders use. A measured rate is one of them.
 const CLOCK_RATES: [u32; 10] = [
@@ -60,7 +60,7 @@ impl<'p> RtpPacket<'p> {
 }
 
 /// Returns the clock rate of a static payload type (RFC 3551 section 6).
-fn static_clock_rate(payload_type: u8) -> Option<u32> {
+pub fn static_clock_rate(payload_type: u8) -> Option<u32> {
     Some(match payload_type {
         0 | 3..=5 | 7..=9 | 12 | 13 | 15 | 18 => 8_000,
         6 => 16_000,
@@ -185,6 +185,11 @@ impl Rtp {
             Order::Next(lost) => lost,
             _ => 0,
         })
+    }
+
+    /// Returns the interarrival jitter in seconds, once the clock rate is known.
+    pub fn jitter(&self) -> Option<f64> {
+        self.has_jitter.then_some(self.jitter)
     }
 
     /// Returns how many packets are missing.

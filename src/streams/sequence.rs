@@ -186,7 +186,8 @@ impl Sequence {
         }
     }
 
-    fn expected(&self) -> u64 {
+    /// Returns how many numbers were sent.
+    pub fn expected(&self) -> u64 {
         match self.has_started {
             true => self.earlier.0 + (self.max - self.base + 1),
             false => 0,

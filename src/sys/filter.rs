@@ -14,6 +14,7 @@
 //! filter rejects all outgoing frames, and incoming frames with the mark.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use libc::{
@@ -24,6 +25,7 @@ use libc::{
 
 use super::offload::CaptureProgram;
 use super::packet::{set_option, set_option_int};
+use crate::model::Group;
 use crate::wire::vlan::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN};
 
 /// The target of a jump.
@@ -63,6 +65,8 @@ pub enum CaptureFilter {
         /// Further ports: those that are equal to the first value after masking with the second.
         block: (u16, u16),
     },
+    /// IP packets to a group, with all their fragments.
+    Group(Group),
 }
 
 /// The largest number of ports of [`CaptureFilter::Datagrams`]: jumps skip at most 255 instructions.
@@ -78,6 +82,7 @@ impl CaptureFilter {
                 ports,
                 block,
             } => attach(fd, &datagrams(*own_mark, ports, *block)),
+            Self::Group(group) => attach(fd, &to_group(*group)),
             Self::Offload(program) => {
                 let program = program.descriptor().as_raw_fd();
                 set_option_int(fd, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, program)
@@ -193,6 +198,30 @@ fn datagrams(mark: u32, ports: &[u16], block: (u16, u16)) -> Vec<sock_filter> {
     assemble(&ops)
 }
 
+/// Returns the filter for IP packets to `group`.
+fn to_group(group: Group) -> Vec<sock_filter> {
+    let (ethertype, offset, words): (u16, i32, Vec<u32>) = match group.addr() {
+        IpAddr::V4(address) => (ETHERTYPE_IPV4, 16, vec![address.to_bits()]),
+        IpAddr::V6(address) => {
+            let bits = address.to_bits();
+            let words = [96, 64, 32, 0].map(|shift| (bits >> shift) as u32);
+            (ETHERTYPE_IPV6, 24, words.to_vec())
+        }
+    };
+    let mut ops = vec![
+        Op::Load(BPF_H, SKF_AD_OFF + SKF_AD_PROTOCOL),
+        Op::Equal(ethertype.into(), Target::Next, Target::Drop),
+    ];
+    for (n, word) in words.iter().enumerate() {
+        ops.push(Op::Load(BPF_W, SKF_NET_OFF + offset + 4 * n as i32));
+        ops.push(match n + 1 == words.len() {
+            true => Op::Equal(*word, Target::Accept, Target::Drop),
+            false => Op::Equal(*word, Target::Next, Target::Drop),
+        });
+    }
+    assemble(&ops)
+}
+
 /// Returns the filter that rejects all frames.
 pub fn drop_all() -> Vec<sock_filter> {
     constant(0)
@@ -305,10 +334,10 @@ mod tests {
                     protocol.into()
                 } else {
                     let at = (k - SKF_NET_OFF) as usize;
-                    let len = if code == BPF_LD | BPF_H | BPF_ABS {
-                        2
-                    } else {
-                        1
+                    let len = match code {
+                        c if c == BPF_LD | BPF_W | BPF_ABS => 4,
+                        c if c == BPF_LD | BPF_H | BPF_ABS => 2,
+                        _ => 1,
                     };
                     let Some(bytes) = packet.get(at..at + len) else {
                         return false;
@@ -367,6 +396,41 @@ mod tests {
             };
             let passed = run(&program, &frame);
             assert_eq!(passed, passes, "{kind} {mark:x} {protocol:x}");
+        }
+    }
+
+    #[test]
+    fn only_packets_to_the_group_pass() {
+        let v4 = |last: u8| {
+            let mut packet = vec![0x45; 20];
+            packet[16..20].copy_from_slice(&[225, 1, 2, last]);
+            packet
+        };
+        let v6 = |first: u8, last: u8| {
+            let mut packet = vec![0x60; 40];
+            packet[24..40].copy_from_slice(&[0; 16]);
+            (packet[24], packet[25], packet[39]) = (first, 0x3e, last);
+            packet
+        };
+        for (group, protocol, packet, passes) in [
+            ("225.1.2.3", 0x0800, v4(3), true),
+            ("225.1.2.3", 0x0800, v4(4), false),
+            ("225.1.2.3", 0x0800, v4(3)[..19].to_vec(), false),
+            ("225.1.2.3", 0x86dd, v4(3), false),
+            ("ff3e::7", 0x86dd, v6(0xff, 7), true),
+            ("ff3e::7", 0x86dd, v6(0xff, 8), false),
+            ("ff3e::7", 0x86dd, v6(0xfe, 7), false),
+            ("ff3e::7", 0x0800, v6(0xff, 7), false),
+        ] {
+            let frame = CapturedFrame {
+                link: libc::ARPHRD_ETHER,
+                kind: libc::PACKET_MULTICAST,
+                mark: 0,
+                protocol,
+                packet: &packet,
+            };
+            let program = to_group(group.parse().unwrap());
+            assert_eq!(run(&program, &frame), passes, "{group} {packet:x?}");
         }
     }
 

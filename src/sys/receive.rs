@@ -1,7 +1,7 @@
 //! Receives single packets with low latency: a plain packet socket, read with `recvmmsg`.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::buffer::{Buffer, PACKETS, SMALL_LEN};
@@ -166,5 +166,11 @@ impl PacketReceiver {
 impl AsRawFd for PacketReceiver {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
         self.fd.as_raw_fd()
+    }
+}
+
+impl AsFd for PacketReceiver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }

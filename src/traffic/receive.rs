@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::stream::{StreamOptions, duration, now_ns, seconds};
 use crate::model::{Group, IfIndex, IfName};
 use crate::probe::stats::StreamReport;
-use crate::probe::{ProbeDatagram, ReceiverStats, StreamError};
+use crate::probe::{DatagramStats, ProbeDatagram, ReceiverStats, StreamError};
 use crate::sys::multicast::{self, BATCH, Poller, RecvBatch};
 
 /// Longest wait before the stop flag is checked.
@@ -68,15 +68,15 @@ fn receiver_help(arg: Arg) -> Arg {
     }
 }
 
-/// A progress event of [`receive_with`].
+/// A progress event of [`receive_with`], whose statistics are `S`.
 #[derive(Debug)]
-pub enum ReceiveEvent<'a> {
+pub enum ReceiveEvent<'a, S = ReceiverStats> {
     /// The group is joined; with `no_join`, its socket is open.
     Joined(Group),
     /// The first packet of all.
     First(&'a ProbeDatagram<'a>),
     /// The statistics so far; at most fifty times a second.
-    Progress(&'a ReceiverStats),
+    Progress(&'a S),
 }
 
 /// The result of one run. Its JSON form is the output of `--json`.
@@ -120,28 +120,16 @@ pub struct ReceiveReport {
 }
 
 impl ReceiveReport {
-    fn new(
-        options: &ReceiveOptions,
-        groups: &[Group],
-        stats: &ReceiverStats,
-        dropped: u64,
-        ran: Duration,
-    ) -> Self {
+    fn new(options: &ReceiveOptions, stats: &ReceiverStats, run: &ReceiveRun) -> Self {
         let streams = stats.report();
         let sum = |field: fn(&StreamReport) -> u64| streams.iter().map(field).sum::<u64>();
-        let groups: Vec<_> = groups.iter().map(|g| g.addr()).collect();
-        let silent: Vec<_> = groups
-            .iter()
-            .copied()
-            .filter(|&g| stats.received(g) == 0)
-            .collect();
         let mut report = Self {
             ok: false,
             interface: options.stream.interface.clone(),
-            groups,
-            silent,
+            groups: run.groups.clone(),
+            silent: run.silent.clone(),
             port: options.stream.port,
-            seconds: ran.as_secs_f64(),
+            seconds: run.seconds,
             received: sum(|s| s.received),
             lost: sum(|s| s.lost),
             duplicates: sum(|s| s.duplicates),
@@ -151,7 +139,7 @@ impl ReceiveReport {
             bytes: sum(|s| s.bytes),
             foreign: stats.foreign(),
             untracked: stats.untracked(),
-            socket_dropped: dropped,
+            socket_dropped: run.socket_dropped,
             streams,
         };
         report.ok = report.silent.is_empty()
@@ -213,6 +201,31 @@ pub fn receive_with(
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(ReceiveEvent<'_>),
 ) -> Result<ReceiveReport, StreamError> {
+    let mut stats = ReceiverStats::default();
+    let run = receive_into(options, stop, &mut stats, on_event)?;
+    Ok(ReceiveReport::new(options, &stats, &run))
+}
+
+/// What is known of a run besides the statistics.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReceiveRun {
+    /// The received groups.
+    pub groups: Vec<IpAddr>,
+    /// The groups without packets of a stream.
+    pub silent: Vec<IpAddr>,
+    /// Duration of the run in seconds.
+    pub seconds: f64,
+    /// Packets that the kernel dropped at the sockets: full buffer or wrong UDP checksum.
+    pub socket_dropped: u64,
+}
+
+/// Receives as [`receive_with`], and counts what arrives in `stats`.
+pub fn receive_into<S: DatagramStats>(
+    options: &ReceiveOptions,
+    stop: &AtomicBool,
+    stats: &mut S,
+    on_event: &mut dyn FnMut(ReceiveEvent<'_, S>),
+) -> Result<ReceiveRun, StreamError> {
     let groups = options.stream.groups()?;
     let interface = options.stream.find_interface()?;
     let mut sockets = Vec::with_capacity(groups.len());
@@ -223,7 +236,6 @@ pub fn receive_with(
     let system_error = |what| move |error| StreamError::System { what, error };
     let mut poller = Poller::new(&sockets);
     let mut batch = RecvBatch::new(usize::from(u16::MAX));
-    let mut stats = ReceiverStats::default();
     let started = Instant::now();
     let (mut last_packet, mut last_progress) = (started, started);
     let mut complete_since = None;
@@ -248,7 +260,7 @@ pub fn receive_with(
                 &sockets[at],
                 groups[at],
                 interface.index,
-                &mut stats,
+                stats,
                 on_event,
             )
             .map_err(system_error("receive"))?;
@@ -259,7 +271,7 @@ pub fn receive_with(
         }
         if now - last_progress >= PROGRESS_INTERVAL {
             last_progress = now;
-            on_event(ReceiveEvent::Progress(&stats));
+            on_event(ReceiveEvent::Progress(stats));
         }
         match options.stream.count {
             Some(n) => {
@@ -278,7 +290,7 @@ pub fn receive_with(
             std::thread::sleep(PAUSE);
         }
     }
-    on_event(ReceiveEvent::Progress(&stats));
+    on_event(ReceiveEvent::Progress(stats));
     let mut dropped = 0;
     for (socket, &group) in sockets.iter().zip(&groups) {
         dropped += u64::from(
@@ -290,24 +302,25 @@ pub fn receive_with(
             let _ = multicast::leave(socket, interface.index, group, options.stream.source);
         }
     }
-    Ok(ReceiveReport::new(
-        options,
-        &groups,
-        &stats,
-        dropped,
-        started.elapsed(),
-    ))
+    let groups: Vec<IpAddr> = groups.iter().map(|g| g.addr()).collect();
+    let is_silent = |group: &IpAddr| stats.received(*group) == 0;
+    Ok(ReceiveRun {
+        silent: groups.iter().copied().filter(is_silent).collect(),
+        groups,
+        seconds: started.elapsed().as_secs_f64(),
+        socket_dropped: dropped,
+    })
 }
 
 /// Counts the packets that are queued at `socket` and returns their number. Takes at most eight
 /// batches, so that no socket starves the others.
-fn drain(
+fn drain<S: DatagramStats>(
     batch: &mut RecvBatch,
     socket: &Socket,
     group: Group,
     index: IfIndex,
-    stats: &mut ReceiverStats,
-    on_event: &mut dyn FnMut(ReceiveEvent<'_>),
+    stats: &mut S,
+    on_event: &mut dyn FnMut(ReceiveEvent<'_, S>),
 ) -> io::Result<usize> {
     let mut got = 0;
     for _ in 0..8 {

@@ -10,10 +10,12 @@ use clap::Arg;
 use serde::Serialize;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use super::send_rtp::{RtpOptions, RtpSender, RtpSent};
 use super::stream::{StreamOptions, duration, family, now_ns};
-use crate::model::IfName;
+use crate::model::{Group, IfName, Source};
 use crate::probe::payload::{self, HEADER_LEN, MAX_LEN_V4, MAX_LEN_V6};
 use crate::probe::{PaceAction, Pacer, Payload, StreamError};
+use crate::streams;
 use crate::sys::ifaddr::InterfaceAddresses;
 use crate::sys::multicast::{self, BATCH, OutgoingDatagram};
 
@@ -32,8 +34,8 @@ pub struct SendOptions {
     #[arg(short, long, value_name = "PPS", default_value_t = 100.0, value_parser = rate,
         display_order = 45)]
     pub rate: f64,
-    /// UDP payload in bytes: 40 to 65507, over IPv6 40 to 65487. Packets above the MTU are
-    /// fragmented
+    /// UDP payload in bytes: 40 to 65507, over IPv6 40 to 65487, with --rtp at least 52. Packets
+    /// above the MTU are fragmented
     #[arg(long, value_name = "BYTES", default_value_t = 200, display_order = 61)]
     pub size: u16,
     /// TTL or hop limit. Each router decrements it, so packets with TTL 1, the default of many
@@ -52,9 +54,20 @@ pub struct SendOptions {
     /// Send without UDP checksums (IPv4 only)
     #[arg(long, conflicts_with = "gso", display_order = 72)]
     pub no_checksum: bool,
+    /// How RTP is sent, if it is.
+    #[command(flatten)]
+    pub rtp: RtpOptions,
 }
 
 impl SendOptions {
+    /// Returns the length of the RTP header, which is 0 without RTP.
+    fn rtp_header_len(&self) -> usize {
+        match self.rtp.enabled {
+            true => streams::rtp::HEADER_LEN,
+            false => 0,
+        }
+    }
+
     /// Returns the defaults of the command line for `stream`.
     pub fn new(stream: StreamOptions) -> Self {
         Self {
@@ -65,6 +78,7 @@ impl SendOptions {
             dscp: 0,
             gso: None,
             no_checksum: false,
+            rtp: RtpOptions::default(),
         }
     }
 }
@@ -117,6 +131,9 @@ pub struct SendReport {
     pub rate: f64,
     /// Number of retries after the kernel's queue was full (`ENOBUFS`).
     pub retries: u64,
+    /// The RTP headers; absent without `--rtp`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rtp: Option<RtpSent>,
 }
 
 fn open(options: &SendOptions) -> Result<(Socket, InterfaceAddresses), StreamError> {
@@ -125,9 +142,10 @@ fn open(options: &SendOptions) -> Result<(Socket, InterfaceAddresses), StreamErr
         IpAddr::V4(_) => MAX_LEN_V4,
         IpAddr::V6(_) => MAX_LEN_V6,
     };
-    if !(HEADER_LEN..=max).contains(&size) {
+    let min = HEADER_LEN + options.rtp_header_len();
+    if !(min..=max).contains(&size) {
         return Err(StreamError::Usage(format!(
-            "--size {size}: must be {HEADER_LEN} to {max} bytes over {}",
+            "--size {size}: must be {min} to {max} bytes over {}",
             family(options.stream.group)
         )));
     }
@@ -143,7 +161,40 @@ fn open(options: &SendOptions) -> Result<(Socket, InterfaceAddresses), StreamErr
         )));
     }
     let interface = options.stream.find_interface()?;
-    let v4 = options.stream.group.addr().is_ipv4();
+    let socket = open_socket(
+        &interface,
+        options.stream.group,
+        options.stream.source,
+        (options.ttl, options.dscp),
+    )?;
+    let socket_error = |what| {
+        let (interface, group) = (options.stream.interface.clone(), options.stream.group);
+        move |error| StreamError::Socket {
+            what,
+            interface,
+            group,
+            error,
+        }
+    };
+    if options.gso.is_some() {
+        multicast::set_udp_segment(&socket, options.size)
+            .map_err(socket_error("set UDP_SEGMENT"))?;
+    }
+    if options.no_checksum {
+        multicast::set_no_checksum(&socket).map_err(socket_error("disable checksums"))?;
+    }
+    Ok((socket, interface))
+}
+
+/// Opens a socket that sends to groups of the IP version of `group` on `interface`, from `source` if
+/// there is one, with this TTL and DSCP.
+pub(super) fn open_socket(
+    interface: &InterfaceAddresses,
+    group: Group,
+    source: Option<Source>,
+    (ttl, dscp): (u8, u8),
+) -> Result<Socket, StreamError> {
+    let v4 = group.addr().is_ipv4();
     let mut own = interface
         .addrs
         .iter()
@@ -151,23 +202,22 @@ fn open(options: &SendOptions) -> Result<(Socket, InterfaceAddresses), StreamErr
         .peekable();
     if own.peek().is_none() {
         return Err(StreamError::NoAddress {
-            interface: interface.name,
-            family: family(options.stream.group),
+            interface: interface.name.clone(),
+            family: family(group),
         });
     }
-    if let Some(source) = options.stream.source
+    if let Some(source) = source
         && !interface.addrs.contains(&source.addr())
     {
         let have: Vec<_> = own.map(IpAddr::to_string).collect();
         return Err(StreamError::NotItsAddress {
             source_addr: source.addr(),
             have: have.join(", "),
-            interface: interface.name,
+            interface: interface.name.clone(),
         });
     }
-
     let socket_error = |what| {
-        let (interface, group) = (options.stream.interface.clone(), options.stream.group);
+        let interface = interface.name.clone();
         move |error| StreamError::Socket {
             what,
             interface,
@@ -178,20 +228,11 @@ fn open(options: &SendOptions) -> Result<(Socket, InterfaceAddresses), StreamErr
     let domain = if v4 { Domain::IPV4 } else { Domain::IPV6 };
     let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))
         .map_err(socket_error("open a socket"))?;
-    multicast::set_egress(&socket, options.stream.group, interface.index)
+    multicast::set_egress(&socket, group, interface.index)
         .map_err(socket_error("choose the interface"))?;
-    multicast::set_multicast_ttl(&socket, options.stream.group, options.ttl)
-        .map_err(socket_error("set the TTL"))?;
-    multicast::set_dscp(&socket, options.stream.group, options.dscp)
-        .map_err(socket_error("set the DSCP"))?;
-    if options.gso.is_some() {
-        multicast::set_udp_segment(&socket, options.size)
-            .map_err(socket_error("set UDP_SEGMENT"))?;
-    }
-    if options.no_checksum {
-        multicast::set_no_checksum(&socket).map_err(socket_error("disable checksums"))?;
-    }
-    if let Some(source) = options.stream.source {
+    multicast::set_multicast_ttl(&socket, group, ttl).map_err(socket_error("set the TTL"))?;
+    multicast::set_dscp(&socket, group, dscp).map_err(socket_error("set the DSCP"))?;
+    if let Some(source) = source {
         let mut addr = SocketAddr::new(source.addr(), 0);
         if let SocketAddr::V6(v6) = &mut addr {
             v6.set_scope_id(interface.index.get());
@@ -200,7 +241,7 @@ fn open(options: &SendOptions) -> Result<(Socket, InterfaceAddresses), StreamErr
             .bind(&addr.into())
             .map_err(socket_error("bind the source address"))?;
     }
-    Ok((socket, interface))
+    Ok(socket)
 }
 
 /// Sends according to `options`, until all packets are sent or `stop` is set. Blocks.
@@ -239,7 +280,12 @@ pub fn send_with(
     let flows = groups.len() as u64;
     let size = usize::from(options.size);
     let segments = options.gso.map_or(1, usize::from);
-    let mut batch = SendBatch::new(size, segments);
+    let header_len = options.rtp_header_len();
+    let rtp = options
+        .rtp
+        .enabled
+        .then(|| RtpSender::new(&options.rtp, options.rate));
+    let mut batch = SendBatch::new(size, segments, header_len);
     let mut pacer = Pacer::new((options.rate > 0.0).then_some(options.rate * flows as f64));
     let mut next = vec![0u64; groups.len()];
     let (mut flow, mut sent, mut retries) = (0, 0u64, 0u64);
@@ -271,12 +317,20 @@ pub fn send_with(
             if take == 0 {
                 break;
             }
-            batch.push(flow, take as usize, |seq| Payload {
-                stream,
-                flow: flow as u16,
-                seq: next[flow] + seq,
-                sent_ns: now_ns(),
-                total: options.stream.count,
+            batch.push(flow, take as usize, |seq, packet| {
+                let seq = next[flow] + seq;
+                let (header, payload) = packet.split_at_mut(header_len);
+                if let Some(rtp) = &rtp {
+                    header.copy_from_slice(&rtp.header(flow as u16, seq, elapsed));
+                }
+                let test = Payload {
+                    stream,
+                    flow: flow as u16,
+                    seq,
+                    sent_ns: now_ns(),
+                    total: options.stream.count,
+                };
+                test.write_to(payload);
             });
             next[flow] += take;
             queued += take;
@@ -300,6 +354,7 @@ pub fn send_with(
         seconds,
         rate: sent.saturating_sub(flows) as f64 / flows as f64 / seconds.max(1e-9),
         retries,
+        rtp: rtp.map(|rtp| rtp.sent(options.stream.flows)),
     })
 }
 
@@ -313,10 +368,13 @@ struct SendBatch {
 }
 
 impl SendBatch {
-    fn new(size: usize, segments: usize) -> Self {
+    /// Creates buffers for packets of `size` bytes, whose test payload begins after `header_len`.
+    fn new(size: usize, segments: usize, header_len: usize) -> Self {
         let stride = size * segments;
         let mut data = vec![0; stride * BATCH];
-        data.chunks_exact_mut(size).for_each(payload::write_filler);
+        data.chunks_exact_mut(size)
+            .filter_map(|packet| packet.get_mut(header_len..))
+            .for_each(payload::write_filler);
         Self {
             size,
             stride,
@@ -333,11 +391,12 @@ impl SendBatch {
         self.queue.len() >= BATCH
     }
 
-    fn push(&mut self, flow: usize, packets: usize, header: impl Fn(u64) -> Payload) {
+    /// Adds a message of `packets` packets; `write` writes the header of each.
+    fn push(&mut self, flow: usize, packets: usize, write: impl Fn(u64, &mut [u8])) {
         let at = self.queue.len() * self.stride;
         let message = &mut self.data[at..at + packets * self.size];
         for (seq, packet) in message.chunks_exact_mut(self.size).enumerate() {
-            header(seq as u64).write_to(packet);
+            write(seq as u64, packet);
         }
         self.queue.push((flow, packets));
     }
@@ -360,21 +419,33 @@ impl SendBatch {
                 to: to.get(flow),
             })
             .collect();
-        let mut done = 0;
-        while done < messages.len() {
-            match multicast::send_batch(socket, &messages[done..]) {
-                Ok(n) => done += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
-                    *retries += 1;
-                    std::thread::sleep(crate::probe::pace::QUANTUM);
-                }
-                Err(e) => return Err(e),
-            }
-            if stop.load(Ordering::Relaxed) {
-                break;
-            }
-        }
+        let done = send_messages(socket, &messages, retries, stop)?;
         Ok(self.queue[..done].iter().map(|&(_, n)| n as u64).sum())
     }
+}
+
+/// Sends the messages and returns how many were sent: less than all only if `stop` is set. Counts
+/// in `retries` how often the kernel's queue was full.
+pub(super) fn send_messages(
+    socket: &Socket,
+    messages: &[OutgoingDatagram<'_>],
+    retries: &mut u64,
+    stop: &AtomicBool,
+) -> io::Result<usize> {
+    let mut done = 0;
+    while done < messages.len() {
+        match multicast::send_batch(socket, &messages[done..]) {
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
+                *retries += 1;
+                std::thread::sleep(crate::probe::pace::QUANTUM);
+            }
+            Err(e) => return Err(e),
+        }
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+    }
+    Ok(done)
 }

@@ -55,21 +55,7 @@ impl StreamOptions {
 
     /// Finds the interface and checks that it is up.
     pub(super) fn find_interface(&self) -> Result<InterfaceAddresses, StreamError> {
-        let all = interfaces().map_err(|error| StreamError::System {
-            what: "list the interfaces",
-            error,
-        })?;
-        let Some(found) = all.iter().find(|i| i.name == self.interface) else {
-            let have: Vec<_> = all.iter().map(|i| i.name.as_str()).collect();
-            return Err(StreamError::NoInterface {
-                name: self.interface.clone(),
-                have: have.join(", "),
-            });
-        };
-        if !found.up {
-            return Err(StreamError::Down(self.interface.clone()));
-        }
-        Ok(found.clone())
+        find_interface(&self.interface)
     }
 
     /// Returns the groups of the flows, after a check that group and source have the same IP
@@ -88,6 +74,25 @@ impl StreamOptions {
             ))
         })
     }
+}
+
+/// Finds an interface and checks that it is up.
+pub(super) fn find_interface(name: &IfName) -> Result<InterfaceAddresses, StreamError> {
+    let all = interfaces().map_err(|error| StreamError::System {
+        what: "list the interfaces",
+        error,
+    })?;
+    let Some(found) = all.iter().find(|i| i.name == *name) else {
+        let have: Vec<_> = all.iter().map(|i| i.name.as_str()).collect();
+        return Err(StreamError::NoInterface {
+            name: name.clone(),
+            have: have.join(", "),
+        });
+    };
+    if !found.up {
+        return Err(StreamError::Down(name.clone()));
+    }
+    Ok(found.clone())
 }
 
 /// Parses a number of seconds: positive, and at most ten years.

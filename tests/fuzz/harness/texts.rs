@@ -6,7 +6,7 @@ use mcastor::frontend::control::Request;
 use mcastor::mnat::protocol::{self, Op, ServerResponse};
 use mcastor::mnat::{Machine, MnatRole, RoutePlan, joinfile};
 use mcastor::model::translation_conflicts;
-use mcastor::probe::{ProbeDatagram, ReceiverStats};
+use mcastor::probe::{DatagramStats, ProbeDatagram, ReceiverStats};
 use mcastor::settings::Settings;
 use mcastor::smcroute::conf;
 use mcastor::smcroute::convert::convert;

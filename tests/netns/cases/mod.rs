@@ -65,12 +65,14 @@ mod reload;
 mod restart;
 mod restarts;
 mod routes;
+mod rtp;
 mod scale;
 mod smcroute_commands;
 mod smcroute_files;
 mod smcroute_forwarding;
 mod smcroute_process;
 mod stream_health;
+mod top;
 mod trace;
 mod traffic_tools;
 mod translate;
@@ -109,6 +111,7 @@ pub fn all() -> Vec<Case> {
         bandwidth::cases(),
         harness::cases(),
         routes::cases(),
+        rtp::cases(),
         smcroute_forwarding::cases(),
         smcroute_commands::cases(),
         smcroute_files::cases(),
@@ -133,6 +136,7 @@ pub fn all() -> Vec<Case> {
         ebpf_restart::cases(),
         planes_compared::cases(),
         explain::cases(),
+        top::cases(),
         trace::cases(),
         external_programs::cases(),
         prometheus::cases(),

@@ -30,6 +30,7 @@ pub mod router;
 pub mod smcroute;
 pub mod star;
 pub mod switch;
+pub mod tshark;
 pub mod tun;
 pub mod udp;
 

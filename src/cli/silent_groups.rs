@@ -1,0 +1,20 @@
+//! Groups from which nothing arrived, in the reports of `mcastor recv`.
+
+use std::net::IpAddr;
+
+use crate::model::IfName;
+
+/// Returns the groups without packets, after a line break; empty if there are none.
+pub(super) fn silent_text(interface: &IfName, silent: &[IpAddr]) -> String {
+    let Some(first) = silent.first() else {
+        return String::new();
+    };
+    let shown: Vec<String> = silent.iter().take(10).map(IpAddr::to_string).collect();
+    let mut text = format!("\nno packets in {}", shown.join(", "));
+    if silent.len() > shown.len() {
+        text += &format!(" and {} more", silent.len() - shown.len());
+    }
+    text + &format!(
+        "; beside recv, `mcastor doctor --interface {interface} --group {first}` may find the cause"
+    )
+}
