@@ -226,4 +226,11 @@ mod tests {
         }
         assert_eq!(DiscoveryProtocol::Dds(1).port(), 7650);
     }
+
+    /// RFC 6762 section 11, RFC 4795 section 2.5.
+    #[test]
+    fn link_local_name_protocols_leave_with_ttl_255() {
+        assert_eq!(DiscoveryProtocol::Mdns.ttl(), 255);
+        assert_eq!(DiscoveryProtocol::Llmnr.ttl(), 255);
+    }
 }
