@@ -5,8 +5,8 @@ PREFIX  ?= /usr/local
 PACKAGES = gcc libc6-dev iproute2 iptables tcpdump iperf iputils-ping python3-scapy ethtool curl \
            smcroute util-linux frr igmpproxy docker.io docker-compose podman prometheus \
            python3-jsonschema python3-yaml python3-zeroconf python3-httpx python3-h2 avahi-daemon \
-           minidlna wsdd mandoc clang-14 llvm-14 libbpf-dev bpftool etcd-server bind9 nsd tshark \
-           python3-venv $(DISCOVERY_PACKAGES)
+           minidlna wsdd mandoc clang-14 llvm-14 libbpf-dev bpftool etcd-server bind9 nsd tshark
+PACKAGES += python3-venv $(DISCOVERY_PACKAGES)
 # Programs of discovery protocols, 12 MB.
 DISCOVERY_PACKAGES = avahi-utils dbus-daemon cups-ipp-utils cyclonedds-tools knxd \
                      libcoap3-bin llmnrd minisapserver python3-gi gir1.2-gssdp-1.6
