@@ -6,6 +6,10 @@ PACKAGES = gcc libc6-dev iproute2 iptables tcpdump iperf iputils-ping python3-sc
            smcroute util-linux frr igmpproxy docker.io docker-compose podman prometheus \
            python3-jsonschema python3-yaml python3-zeroconf python3-httpx python3-h2 avahi-daemon \
            minidlna wsdd mandoc clang-14 llvm-14 libbpf-dev bpftool etcd-server bind9 nsd tshark tmux
+PACKAGES += python3-venv $(DISCOVERY_PACKAGES)
+# Programs of discovery protocols, 12 MB.
+DISCOVERY_PACKAGES = avahi-utils dbus-daemon cups-ipp-utils cyclonedds-tools knxd \
+                     libcoap3-bin llmnrd minisapserver python3-gi gir1.2-gssdp-1.6
 # What tests in user-mode Linux need. Not every Debian has it.
 UML_PACKAGES = user-mode-linux busybox-static kmod cpio xz-utils
 
@@ -72,6 +76,7 @@ demo: compiler build
 # Formatting, lints, documentation, dependencies and all tests. The last line is the number of tests.
 test: packages check supply-chain
 	-@$(MAKE) --no-print-directory packages PACKAGES="$(UML_PACKAGES)"
+	-@$(MAKE) --no-print-directory pypi
 	tests/run.sh
 
 check:
@@ -138,6 +143,15 @@ soak: packages dist-binary
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_SECONDS=30 \
 	  cargo test --locked --test netns -- scale::soak --nocapture --test-threads 1
 
+# Runs the tests of discovery, with all programs that they need. They include those of Docker.
+test-discovery: packages pypi
+	cargo test --locked --test netns -- discovery --nocapture
+
+# Programs of Python that Debian does not have, in target/pypi.
+.PHONY: pypi test-discovery bench-discovery
+pypi:
+	@tests/pypi.sh
+
 # Runs the tests in network namespaces with the packet plane. By default they use the eBPF plane where
 # the kernel permits it.
 test-packet: packages
@@ -161,6 +175,12 @@ bench: packages
 bench-membership: packages dist-binary
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor \
 	  cargo test --locked --test netns -- scale:: --skip soak --nocapture --test-threads 1
+
+# Multicast DNS with 1,000 services and 200 askers: packets, CPU and memory of [[discovery]], of
+# avahi's reflector and of plain routes. docs/measurements.md has the figures.
+bench-discovery: packages dist-binary
+	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor \
+	  cargo test --locked --test netns -- discovery_scale:: --nocapture --test-threads 1
 
 # Measures single steps of the data path.
 micro:

@@ -7,11 +7,12 @@
 //!
 //! ```text
 //! protocol, reason ▷ ssdp, ws_discovery, knx, offer ▷ config ▷ link_table ▷ mdns ▷ gate ▷ message
-//!     ▷ askers, repeats, observed ▷ relay
+//!     ▷ askers, repeats, observed, rule_table ▷ relayed_message ▷ decision_log ▷ relay
 //! ```
 
 pub mod askers;
 pub mod config;
+pub mod decision_log;
 pub mod gate;
 pub mod knx;
 pub mod link_table;
@@ -24,5 +25,6 @@ pub mod reason;
 pub mod relay;
 pub mod relayed_message;
 pub mod repeats;
+pub mod rule_table;
 pub mod ssdp;
 pub mod ws_discovery;

@@ -10,19 +10,19 @@ use std::time::Duration;
 pub enum DiscoveryProtocol {
     /// Multicast DNS (RFC 6762).
     Mdns,
-    /// Simple Service Discovery DiscoveryProtocol (UPnP Device Architecture 2.0 section 1).
+    /// Simple Service Discovery Protocol (UPnP Device Architecture 2.0 section 1).
     Ssdp,
     /// WS-Discovery 1.1, also of ONVIF.
     WsDiscovery,
     /// Link-Local Multicast Name Resolution (RFC 4795).
     Llmnr,
-    /// The Constrained Application DiscoveryProtocol (RFC 7252 section 8).
+    /// The Constrained Application Protocol (RFC 7252 section 8).
     Coap,
     /// KNXnet/IP (ISO 22510).
     Knx,
-    /// The Service Location DiscoveryProtocol (RFC 2608).
+    /// The Service Location Protocol (RFC 2608).
     Slp,
-    /// The Session Announcement DiscoveryProtocol (RFC 2974).
+    /// The Session Announcement Protocol (RFC 2974).
     Sap,
     /// Participant discovery of DDS (DDSI-RTPS 2.5 section 9.6.1) in this domain.
     Dds(u16),
@@ -134,10 +134,8 @@ impl DiscoveryProtocol {
     /// Returns the TTL or hop limit with which messages leave.
     pub fn ttl(self) -> u8 {
         match self {
-            // RFC 6762 section 11.
-            Self::Mdns => 255,
-            // RFC 4795 section 2.5: receivers of answers check it.
-            Self::Llmnr => 1,
+            // RFC 6762 section 11, RFC 4795 section 2.5.
+            Self::Mdns | Self::Llmnr => 255,
             Self::WsDiscovery | Self::Dds(_) | Self::Broadcast(_) => 1,
             // UPnP section 1.3.2.
             Self::Ssdp => 2,
@@ -227,5 +225,12 @@ mod tests {
             assert!(bad.parse::<DiscoveryProtocol>().is_err(), "{bad}");
         }
         assert_eq!(DiscoveryProtocol::Dds(1).port(), 7650);
+    }
+
+    /// RFC 6762 section 11, RFC 4795 section 2.5.
+    #[test]
+    fn link_local_name_protocols_leave_with_ttl_255() {
+        assert_eq!(DiscoveryProtocol::Mdns.ttl(), 255);
+        assert_eq!(DiscoveryProtocol::Llmnr.ttl(), 255);
     }
 }

@@ -1,25 +1,25 @@
 //! The machine: takes the messages of each link, and returns those to send on other links.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::askers::{
     AnswerPort, Asker, AskerTable, FIRST_PORT, OpenQuestion, PORTS, Ports, expiry,
 };
-use super::config::{DiscoveryLimits, DiscoveryRule};
-use super::gate::OfferGate;
+use super::config::DiscoveryRule;
+use super::decision_log::DecisionLog;
 use super::knx;
-use super::link_table::{DiscoveryLink, LinkTable, OfferTranslator};
-use super::mdns::{FilteredItem, ItemKey, MdnsMessage, RecordGate, ServiceHosts};
+use super::link_table::LinkTable;
+use super::mdns::{ItemKey, MdnsMessage, RecordGate, ServiceHosts};
 use super::message::{MessageContent, MessageKind};
-use super::observed::{ObservedOffers, OfferKey};
-use super::offer::OfferPolicy;
+use super::observed::ObservedOffers;
 use super::protocol::{DiscoveryProtocol, Transport};
 use super::reason::WithheldReason;
 use super::relayed_message::{DiscoveryMessage, OutgoingMessage, WithheldMessage};
 use super::repeats::{LinkRates, RepeatGuard};
+use super::rule_table::RuleTable;
 use crate::model::addr::is_link_local_source;
-use crate::model::{InterfaceId, MacAddress, PublishedPorts};
+use crate::model::{InterfaceId, PublishedPorts};
 use crate::wire::udp::UdpDatagram;
 
 /// The TTL of answers that are passed on: they have only one hop left.
@@ -31,43 +31,36 @@ const MDNS_ANSWER_TIME: Duration = Duration::from_secs(5);
 /// The machine.
 #[derive(Debug)]
 pub struct DiscoveryRelay {
-    rules: Vec<DiscoveryRule>,
-    links: LinkTable,
-    published: PublishedPorts,
+    table: RuleTable,
     askers: AskerTable,
     repeats: RepeatGuard,
     rates: LinkRates,
     hosts: ServiceHosts,
-    offers: ObservedOffers,
-    /// What was withheld since the last call of [`DiscoveryRelay::take_withheld`].
-    withheld: Vec<WithheldMessage>,
+    log: DecisionLog,
 }
 
 impl DiscoveryRelay {
     /// Returns a machine without links.
     pub fn new(rules: Vec<DiscoveryRule>) -> Self {
-        let limits = rules.iter().map(|rule| rule.limits.offers).max();
+        let limit = rules.iter().map(|rule| rule.limits.offers).max();
         Self {
-            rules,
-            links: LinkTable::new(),
-            published: PublishedPorts::new(),
+            table: RuleTable::new(rules),
             askers: AskerTable::default(),
             repeats: RepeatGuard::default(),
             rates: LinkRates::default(),
             hosts: ServiceHosts::default(),
-            offers: ObservedOffers::new(limits.unwrap_or(0)),
-            withheld: Vec::new(),
+            log: DecisionLog::new(limit.unwrap_or(0)),
         }
     }
 
     /// Returns the rules.
     pub fn rules(&self) -> &[DiscoveryRule] {
-        &self.rules
+        self.table.rules()
     }
 
     /// Returns the links.
     pub fn links(&self) -> &LinkTable {
-        &self.links
+        self.table.links()
     }
 
     /// Returns the open questions.
@@ -77,12 +70,12 @@ impl DiscoveryRelay {
 
     /// Returns what was offered.
     pub fn offers(&self) -> &ObservedOffers {
-        &self.offers
+        self.log.offers()
     }
 
     /// Returns what was withheld since the last call.
     pub fn take_withheld(&mut self) -> Vec<WithheldMessage> {
-        std::mem::take(&mut self.withheld)
+        self.log.take_withheld()
     }
 
     /// Sets the links, and the ports that the container engine publishes. Questions on links that are
@@ -93,9 +86,8 @@ impl DiscoveryRelay {
         published: PublishedPorts,
         ports: &mut dyn Ports,
     ) {
-        self.links = links;
-        self.published = published;
-        let links = &self.links;
+        self.table.set_links(links, published);
+        let links = self.table.links();
         self.askers.close_where(ports, |port, question| {
             let is_open = links
                 .get(&port.link)
@@ -108,8 +100,8 @@ impl DiscoveryRelay {
     /// Closes questions whose time is over, and forgets old offers.
     pub fn expire(&mut self, now: Instant, ports: &mut dyn Ports) {
         self.askers.expire(now, ports);
-        let links = &self.links;
-        self.offers.expire(now, |link| links.contains_key(&link));
+        let links = self.table.links();
+        self.log.expire(now, |link| links.contains_key(&link));
     }
 
     /// Closes all questions.
@@ -120,24 +112,8 @@ impl DiscoveryRelay {
     /// Counts a packet that the kernel refused to send.
     pub fn note_send_failure(&mut self, message: &OutgoingMessage) {
         let (protocol, kind) = message.kind;
-        self.withhold(protocol, kind, WithheldReason::SendFailed);
-    }
-
-    fn withhold(
-        &mut self,
-        protocol: DiscoveryProtocol,
-        kind: &'static str,
-        reason: WithheldReason,
-    ) {
-        /// More are not needed before the actor takes them.
-        const MAX_WITHHELD: usize = 65_536;
-        if self.withheld.len() < MAX_WITHHELD {
-            self.withheld.push(WithheldMessage {
-                protocol,
-                kind,
-                reason,
-            });
-        }
+        self.log
+            .withhold(protocol, kind, WithheldReason::SendFailed);
     }
 
     /// Handles a message, and returns the packets to send.
@@ -149,23 +125,21 @@ impl DiscoveryRelay {
     ) -> Vec<OutgoingMessage> {
         let destination = received.datagram.destination;
         let is_answer = (FIRST_PORT..FIRST_PORT + PORTS).contains(&destination.port());
-        let Some(link) = self.links.get(&received.link) else {
+        let Some(link) = self.table.links().get(&received.link) else {
             return Vec::new();
         };
         if is_answer && link.is_own(destination.ip()) {
             return self.handle_answer(now, received).into_iter().collect();
         }
-        let is_own = self
-            .links
-            .values()
-            .any(|link| link.is_own(received.datagram.source.ip()));
+        let is_own = self.table.is_own(received.datagram.source.ip());
         let mut out = Vec::new();
-        for rule in 0..self.rules.len() {
-            let Some(protocol) = self.protocol_of(rule, destination) else {
+        for rule in 0..self.table.rules().len() {
+            let Some(protocol) = self.table.protocol_of(rule, destination) else {
                 continue;
             };
             if is_own && !received.is_of_this_host {
-                self.withhold(protocol, "announcement", WithheldReason::OwnAddress);
+                self.log
+                    .withhold(protocol, "announcement", WithheldReason::OwnAddress);
                 continue;
             }
             match protocol.transport() {
@@ -174,37 +148,6 @@ impl DiscoveryRelay {
             }
         }
         out
-    }
-
-    /// Returns the protocol of a rule to whose group and port a message was sent.
-    fn protocol_of(&self, rule: usize, destination: SocketAddr) -> Option<DiscoveryProtocol> {
-        let protocols = &self.rules.get(rule)?.protocols;
-        let is_broadcast = |ip: IpAddr| {
-            let mut links = self.links.values().flat_map(|link| &link.addresses);
-            ip == Ipv4Addr::BROADCAST || links.any(|a| matches!((a.on_link, ip),
-                (ipnet::IpNet::V4(net), IpAddr::V4(ip)) if net.prefix_len() < 31 && net.broadcast() == ip))
-        };
-        let is_sent_to = |protocol: &&DiscoveryProtocol| {
-            protocol.port() == destination.port()
-                && match protocol {
-                    DiscoveryProtocol::Broadcast(_) => is_broadcast(destination.ip()),
-                    _ => protocol.groups().contains(&destination.ip()),
-                }
-        };
-        protocols.iter().find(is_sent_to).copied()
-    }
-
-    /// Returns the links on which a question is asked, or an announcement is made.
-    fn ways(&self, rule: usize, link: InterfaceId, is_question: bool) -> Vec<InterfaceId> {
-        let (Some(rule), Some(here)) = (self.rules.get(rule), self.links.get(&link)) else {
-            return Vec::new();
-        };
-        let is_way = |other: &&DiscoveryLink| match is_question {
-            true => rule.covers(&other.link, &here.link),
-            false => rule.covers(&here.link, &other.link),
-        };
-        let ways = self.links.values().filter(is_way);
-        ways.map(|other| other.link.index).collect()
     }
 
     /// Handles a message of a protocol other than multicast DNS.
@@ -218,8 +161,12 @@ impl DiscoveryRelay {
     ) {
         let content = match MessageContent::parse(protocol, received.datagram.payload) {
             Ok(content) if content.kind != MessageKind::Answer => content,
-            Ok(_) => return self.withhold(protocol, "answer", WithheldReason::Malformed),
-            Err(reason) => return self.withhold(protocol, "question", reason),
+            Ok(_) => {
+                return self
+                    .log
+                    .withhold(protocol, "answer", WithheldReason::Malformed);
+            }
+            Err(reason) => return self.log.withhold(protocol, "question", reason),
         };
         // What this host asks, it asks on each of its links.
         let may_ask = !received.is_of_this_host;
@@ -229,13 +176,13 @@ impl DiscoveryRelay {
             MessageKind::Answer | MessageKind::Either => (may_ask, !may_ask),
         };
         if asks {
-            for egress in self.ways(rule, received.link, true) {
+            for egress in self.table.ways(rule, received.link, true) {
                 let sent = self.ask(now, (rule, protocol), &content, received, egress, ports);
                 self.push(now, sent, (protocol, "question"), out);
             }
         }
         if announces {
-            for egress in self.ways(rule, received.link, false) {
+            for egress in self.table.ways(rule, received.link, false) {
                 let sent = self.announce(now, (rule, protocol), &content, received, egress);
                 self.push(now, sent, (protocol, "announcement"), out);
             }
@@ -250,7 +197,7 @@ impl DiscoveryRelay {
         out: &mut Vec<OutgoingMessage>,
     ) {
         let admitted = sent.and_then(|message| {
-            let limits = self.limits(message.link);
+            let limits = self.table.limits(message.link);
             let admits = self
                 .rates
                 .admits(now, message.link, limits.messages_per_second);
@@ -258,43 +205,8 @@ impl DiscoveryRelay {
         });
         match admitted {
             Ok(message) => out.push(message),
-            Err(reason) => self.withhold(protocol, kind, reason),
+            Err(reason) => self.log.withhold(protocol, kind, reason),
         }
-    }
-
-    /// Returns the widest limits of the rules that use a link.
-    fn limits(&self, link: InterfaceId) -> DiscoveryLimits {
-        let link = self.links.get(&link);
-        let rules = self.rules.iter();
-        let rules = rules.filter(|rule| link.is_some_and(|link| rule.uses(&link.link)));
-        let widest = rules
-            .map(|rule| rule.limits)
-            .max_by_key(|l| l.messages_per_second);
-        widest.unwrap_or_default()
-    }
-
-    /// Returns what decides about offers on `from` for askers on `to`.
-    fn gate(
-        &self,
-        rule: usize,
-        (from, to): (InterfaceId, InterfaceId),
-        device: IpAddr,
-        station: Option<MacAddress>,
-    ) -> Result<OfferGate<'_>, WithheldReason> {
-        let no_link = WithheldReason::NoAddress;
-        let rule = self.rules.get(rule).ok_or(no_link)?;
-        let policy: &OfferPolicy = &rule.policy;
-        Ok(OfferGate {
-            policy,
-            translator: OfferTranslator {
-                from: self.links.get(&from).ok_or(no_link)?,
-                to: self.links.get(&to).ok_or(no_link)?,
-                mode: rule.addresses,
-                published: &self.published,
-            },
-            device,
-            station,
-        })
     }
 
     /// Returns the question as it is asked on another link.
@@ -308,7 +220,9 @@ impl DiscoveryRelay {
         ports: &mut dyn Ports,
     ) -> Result<OutgoingMessage, WithheldReason> {
         let datagram = &received.datagram;
-        let gate = self.gate(rule, (egress, received.link), datagram.source.ip(), None)?;
+        let gate = self
+            .table
+            .gate(rule, (egress, received.link), datagram.source.ip(), None)?;
         gate.check_question(&content.offer())?;
         let repeated = self
             .repeats
@@ -316,11 +230,12 @@ impl DiscoveryRelay {
         if self.repeats.exceeds_repeats(now, egress, repeated) {
             return Err(WithheldReason::Repeated);
         }
-        let Some(config) = self.rules.get(rule) else {
+        let Some(config) = self.table.rule(rule) else {
             return Err(WithheldReason::NoAddress);
         };
         if !config.relays_answers(protocol).0 {
-            return self.forward(protocol, "question", received, egress, datagram.payload);
+            let kind = (protocol, "question");
+            return OutgoingMessage::forwarded(egress, received, datagram.payload, kind);
         }
         let answer_time = match protocol.transport() {
             Transport::UnicastAnswers(time) => time,
@@ -334,7 +249,7 @@ impl DiscoveryRelay {
             }
             _ => datagram.payload.to_vec(),
         };
-        self.question_from(port, protocol, received, &payload)
+        OutgoingMessage::question(port, received, &payload, protocol)
     }
 
     /// Opens a question, and returns the port for its answers.
@@ -348,16 +263,10 @@ impl DiscoveryRelay {
         ports: &mut dyn Ports,
     ) -> Result<AnswerPort, WithheldReason> {
         let group = received.datagram.destination.ip();
-        let address = self
-            .links
-            .get(&egress)
-            .and_then(|link| link.source_for(group));
+        let address = self.table.source_for(egress, group);
         let address = address.ok_or(WithheldReason::NoAddress)?;
-        let limits = self
-            .rules
-            .get(rule)
-            .map(|rule| rule.limits)
-            .unwrap_or_default();
+        let limits = self.table.rule(rule).map(|rule| rule.limits);
+        let limits = limits.unwrap_or_default();
         let question = OpenQuestion {
             asker: Asker {
                 link: received.link,
@@ -374,66 +283,6 @@ impl DiscoveryRelay {
             .open(question, (egress, address), &limits, ports)
     }
 
-    /// Returns a question that leaves from one of our ports.
-    fn question_from(
-        &self,
-        port: AnswerPort,
-        protocol: DiscoveryProtocol,
-        received: &DiscoveryMessage<'_>,
-        payload: &[u8],
-    ) -> Result<OutgoingMessage, WithheldReason> {
-        let destination = match protocol {
-            // A directed broadcast of one subnet means nothing in another.
-            DiscoveryProtocol::Broadcast(number) => SocketAddr::from((Ipv4Addr::BROADCAST, number)),
-            _ => received.datagram.destination,
-        };
-        let datagram = UdpDatagram {
-            source: SocketAddr::new(port.address, port.port),
-            destination,
-            ttl: protocol.ttl(),
-            payload,
-        };
-        self.outgoing(port.link, &datagram, None, (protocol, "question"))
-    }
-
-    /// Returns a message with its own source.
-    fn forward(
-        &self,
-        protocol: DiscoveryProtocol,
-        kind: &'static str,
-        received: &DiscoveryMessage<'_>,
-        egress: InterfaceId,
-        payload: &[u8],
-    ) -> Result<OutgoingMessage, WithheldReason> {
-        let destination = match protocol {
-            DiscoveryProtocol::Broadcast(number) => SocketAddr::from((Ipv4Addr::BROADCAST, number)),
-            _ => received.datagram.destination,
-        };
-        let datagram = UdpDatagram {
-            source: received.datagram.source,
-            destination,
-            ttl: protocol.ttl(),
-            payload,
-        };
-        self.outgoing(egress, &datagram, None, (protocol, kind))
-    }
-
-    fn outgoing(
-        &self,
-        link: InterfaceId,
-        datagram: &UdpDatagram<'_>,
-        station: Option<MacAddress>,
-        kind: (DiscoveryProtocol, &'static str),
-    ) -> Result<OutgoingMessage, WithheldReason> {
-        let packet = datagram.to_packet().ok_or(WithheldReason::TooBig)?;
-        Ok(OutgoingMessage {
-            link,
-            packet,
-            station,
-            kind,
-        })
-    }
-
     /// Returns an announcement as it is made on another link.
     fn announce(
         &mut self,
@@ -445,7 +294,9 @@ impl DiscoveryRelay {
     ) -> Result<OutgoingMessage, WithheldReason> {
         let datagram = &received.datagram;
         let device = datagram.source.ip();
-        let gate = self.gate(rule, (received.link, egress), device, received.station)?;
+        let gate = self
+            .table
+            .gate(rule, (received.link, egress), device, received.station)?;
         let checked = gate.check_offer(&content.offer());
         let translated = checked.and_then(|()| content.translate(&gate, datagram.payload));
         let translated = match is_link_local_source(device) && device.is_ipv6() {
@@ -453,67 +304,16 @@ impl DiscoveryRelay {
             false => translated,
         };
         let ends = (received.link, egress);
-        self.note(
-            now,
-            ends,
-            protocol,
-            received,
-            (&content.what, ""),
-            translated.as_ref().err(),
-        );
+        let what = (content.what.as_str(), "");
+        let withheld = translated.as_ref().err().copied();
+        self.log
+            .note_offer(now, ends, protocol, received, what, withheld);
         let payload = translated?;
         let repeated = self.repeats.hash((protocol, device, datagram.payload));
         if self.repeats.exceeds_repeats(now, egress, repeated) {
             return Err(WithheldReason::Repeated);
         }
-        self.forward(protocol, "announcement", received, egress, &payload)
-    }
-
-    fn note(
-        &mut self,
-        now: Instant,
-        (from, to): (InterfaceId, InterfaceId),
-        protocol: DiscoveryProtocol,
-        received: &DiscoveryMessage<'_>,
-        (what, instance): (&str, &str),
-        withheld: Option<&WithheldReason>,
-    ) {
-        let key = OfferKey {
-            from,
-            to,
-            protocol,
-            device: received.datagram.source.ip(),
-            what: what.into(),
-            instance: instance.into(),
-        };
-        self.offers
-            .note(now, key, received.station, withheld.copied());
-    }
-
-    fn note_items(
-        &mut self,
-        now: Instant,
-        ends: (InterfaceId, InterfaceId),
-        received: &DiscoveryMessage<'_>,
-        kind: &'static str,
-        items: &[FilteredItem],
-    ) {
-        for item in items {
-            if let Some(reason) = item.withheld {
-                self.withhold(DiscoveryProtocol::Mdns, kind, reason);
-            }
-            if kind != "question" {
-                let text = (item.what.as_str(), item.instance.as_str());
-                self.note(
-                    now,
-                    ends,
-                    DiscoveryProtocol::Mdns,
-                    received,
-                    text,
-                    item.withheld.as_ref(),
-                );
-            }
-        }
+        OutgoingMessage::forwarded(egress, received, &payload, (protocol, "announcement"))
     }
 
     /// Passes an answer on to the asker, from the address of the device.
@@ -534,7 +334,7 @@ impl DiscoveryRelay {
         match self.answer(now, &question, received) {
             Ok(message) => Some(message),
             Err(reason) => {
-                self.withhold(protocol, "answer", reason);
+                self.log.withhold(protocol, "answer", reason);
                 None
             }
         }
@@ -555,10 +355,13 @@ impl DiscoveryRelay {
                 let message = message.filter(MdnsMessage::is_response);
                 let message = message.ok_or(WithheldReason::Malformed)?;
                 self.hosts.learn(received.link, &message);
-                let gate = self.gate(question.rule, ends, device, received.station)?;
+                let gate = self
+                    .table
+                    .gate(question.rule, ends, device, received.station)?;
                 let filtered =
                     message.filter(&gate, None, (&self.hosts, received.link, ends.1), |_| false);
-                self.note_items(now, ends, received, "answer", &filtered.items);
+                self.log
+                    .note_items(now, ends, received, "answer", &filtered.items);
                 let Some(message) = filtered.message else {
                     return Err(WithheldReason::NotAllowed);
                 };
@@ -566,18 +369,15 @@ impl DiscoveryRelay {
             }
             _ => {
                 let content = MessageContent::parse(protocol, datagram.payload)?;
-                let gate = self.gate(question.rule, ends, device, received.station)?;
+                let gate = self
+                    .table
+                    .gate(question.rule, ends, device, received.station)?;
                 let checked = gate.check_offer(&content.offer());
                 let translated = checked.and_then(|()| content.translate(&gate, datagram.payload));
                 let what = (content.what.as_str(), "");
-                self.note(
-                    now,
-                    ends,
-                    protocol,
-                    received,
-                    what,
-                    translated.as_ref().err(),
-                );
+                let withheld = translated.as_ref().err().copied();
+                self.log
+                    .note_offer(now, ends, protocol, received, what, withheld);
                 translated?
             }
         };
@@ -591,12 +391,8 @@ impl DiscoveryRelay {
             ttl: ANSWER_TTL,
             payload: &payload,
         };
-        self.outgoing(
-            question.asker.link,
-            &answer,
-            question.station,
-            (protocol, "answer"),
-        )
+        let kind = (protocol, "answer");
+        OutgoingMessage::new(question.asker.link, &answer, question.station, kind)
     }
 
     /// Handles a message of multicast DNS.
@@ -610,7 +406,9 @@ impl DiscoveryRelay {
     ) {
         let protocol = DiscoveryProtocol::Mdns;
         let Some(message) = MdnsMessage::parse(received.datagram.payload) else {
-            return self.withhold(protocol, "question", WithheldReason::Malformed);
+            return self
+                .log
+                .withhold(protocol, "question", WithheldReason::Malformed);
         };
         let is_question = !message.is_response();
         let kind = if is_question {
@@ -621,7 +419,7 @@ impl DiscoveryRelay {
         // RFC 6762 section 6: responses from other ports are ignored.
         let is_legacy = received.datagram.source.port() != protocol.port();
         if (is_question && received.is_of_this_host) || (!is_question && is_legacy) {
-            return self.withhold(protocol, kind, WithheldReason::Malformed);
+            return self.log.withhold(protocol, kind, WithheldReason::Malformed);
         }
         if !is_question {
             self.hosts.learn(received.link, &message);
@@ -632,7 +430,7 @@ impl DiscoveryRelay {
                 self.repeats.is_repeated(now, received.link, item);
             }
         }
-        for egress in self.ways(rule, received.link, is_question) {
+        for egress in self.table.ways(rule, received.link, is_question) {
             let sent = self.cross(now, rule, &message, received, egress, ports);
             self.push(now, sent, (protocol, kind), out);
         }
@@ -659,10 +457,18 @@ impl DiscoveryRelay {
         } else {
             "announcement"
         };
-        let gate = self.gate(rule, ends, datagram.source.ip(), received.station)?;
-        let is_reverse_way = is_question && self.ways(rule, received.link, false).contains(&egress);
+        let gate = self
+            .table
+            .gate(rule, ends, datagram.source.ip(), received.station)?;
+        let is_reverse_way = is_question
+            && self
+                .table
+                .ways(rule, received.link, false)
+                .contains(&egress);
         let ways = (received.link, egress);
-        let asker_gate = self.gate(rule, ways, datagram.source.ip(), received.station);
+        let asker_gate = self
+            .table
+            .gate(rule, ways, datagram.source.ip(), received.station);
         let asker_gate = asker_gate.ok().filter(|_| is_reverse_way);
         let asker_gate = asker_gate.as_ref().map(|gate| gate as &dyn RecordGate);
         let is_known = |key: &ItemKey| {
@@ -671,7 +477,8 @@ impl DiscoveryRelay {
         };
         let hosts = (&self.hosts, received.link, egress);
         let filtered = message.filter(&gate, asker_gate, hosts, is_known);
-        self.note_items(now, ends, received, kind, &filtered.items);
+        self.log
+            .note_items(now, ends, received, kind, &filtered.items);
         let nothing = filtered.items.iter().find_map(|item| item.withheld);
         let Some(mut message) = filtered.message else {
             return Err(nothing.unwrap_or(WithheldReason::Malformed));
@@ -681,7 +488,7 @@ impl DiscoveryRelay {
             let place = (rule, DiscoveryProtocol::Mdns);
             let port = self.open(now, place, received, egress, MDNS_ANSWER_TIME, ports)?;
             let payload = message.to_bytes().ok_or(WithheldReason::Malformed)?;
-            return self.question_from(port, DiscoveryProtocol::Mdns, received, &payload);
+            return OutgoingMessage::question(port, received, &payload, DiscoveryProtocol::Mdns);
         }
         message.make_multicast();
         let repeats = &mut self.repeats;
@@ -693,8 +500,8 @@ impl DiscoveryRelay {
         if !has_content {
             return Err(WithheldReason::Repeated);
         }
-        let link = self.links.get(&egress).ok_or(WithheldReason::NoAddress)?;
-        let source = link.source_for(group).ok_or(WithheldReason::NoAddress)?;
+        let source = self.table.source_for(egress, group);
+        let source = source.ok_or(WithheldReason::NoAddress)?;
         let payload = message.to_bytes().ok_or(WithheldReason::Malformed)?;
         let outgoing = UdpDatagram {
             source: SocketAddr::new(source, DiscoveryProtocol::Mdns.port()),
@@ -702,7 +509,7 @@ impl DiscoveryRelay {
             ttl: DiscoveryProtocol::Mdns.ttl(),
             payload: &payload,
         };
-        self.outgoing(egress, &outgoing, None, (DiscoveryProtocol::Mdns, kind))
+        OutgoingMessage::new(egress, &outgoing, None, (DiscoveryProtocol::Mdns, kind))
     }
 }
 

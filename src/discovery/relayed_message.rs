@@ -1,5 +1,8 @@
 //! What the machine takes and returns.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
+use super::askers::AnswerPort;
 use super::protocol::DiscoveryProtocol;
 use super::reason::WithheldReason;
 use crate::model::{InterfaceId, MacAddress};
@@ -29,6 +32,76 @@ pub struct OutgoingMessage {
     pub station: Option<MacAddress>,
     /// The protocol, and what the message is: for counting.
     pub kind: (DiscoveryProtocol, &'static str),
+}
+
+impl OutgoingMessage {
+    /// Returns a message with this datagram.
+    ///
+    /// # Errors
+    /// The datagram does not fit into a packet.
+    pub fn new(
+        link: InterfaceId,
+        datagram: &UdpDatagram<'_>,
+        station: Option<MacAddress>,
+        kind: (DiscoveryProtocol, &'static str),
+    ) -> Result<Self, WithheldReason> {
+        let packet = datagram.to_packet().ok_or(WithheldReason::TooBig)?;
+        Ok(Self {
+            link,
+            packet,
+            station,
+            kind,
+        })
+    }
+
+    /// Returns a received message as it is sent on another link, with its own source.
+    ///
+    /// # Errors
+    /// It does not fit into a packet.
+    pub fn forwarded(
+        link: InterfaceId,
+        received: &DiscoveryMessage<'_>,
+        payload: &[u8],
+        kind: (DiscoveryProtocol, &'static str),
+    ) -> Result<Self, WithheldReason> {
+        let source = received.datagram.source;
+        Self::to_group(link, source, received, payload, kind)
+    }
+
+    /// Returns a received question as it leaves from one of our ports.
+    ///
+    /// # Errors
+    /// It does not fit into a packet.
+    pub fn question(
+        port: AnswerPort,
+        received: &DiscoveryMessage<'_>,
+        payload: &[u8],
+        protocol: DiscoveryProtocol,
+    ) -> Result<Self, WithheldReason> {
+        let source = SocketAddr::new(port.address, port.port);
+        Self::to_group(port.link, source, received, payload, (protocol, "question"))
+    }
+
+    fn to_group(
+        link: InterfaceId,
+        source: SocketAddr,
+        received: &DiscoveryMessage<'_>,
+        payload: &[u8],
+        kind: (DiscoveryProtocol, &'static str),
+    ) -> Result<Self, WithheldReason> {
+        let destination = match kind.0 {
+            // A directed broadcast of one subnet means nothing in another.
+            DiscoveryProtocol::Broadcast(number) => SocketAddr::from((Ipv4Addr::BROADCAST, number)),
+            _ => received.datagram.destination,
+        };
+        let datagram = UdpDatagram {
+            source,
+            destination,
+            ttl: kind.0.ttl(),
+            payload,
+        };
+        Self::new(link, &datagram, None, kind)
+    }
 }
 
 /// What happened to messages, for metrics.

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::discovery::config::{AddressMode, AnswerMode};
-use crate::discovery::offer::OfferRule;
-use crate::model::{Link, LinkAddress};
+use crate::discovery::config::{AddressMode, AnswerMode, DiscoveryLimits};
+use crate::discovery::link_table::DiscoveryLink;
+use crate::discovery::offer::{OfferPolicy, OfferRule};
+use crate::model::{Link, LinkAddress, MacAddress};
 
 #[derive(Default)]
 struct AnyPort(BTreeSet<AnswerPort>);

@@ -6,9 +6,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::cases;
-use super::discovery::{browse, serve};
 use super::docker::Site;
 use crate::lab::bpffs::BpfFs;
+use crate::lab::discovery_site::{
+    Device, FOUND, SEARCH, answers, asker, browse, http_get, minidlna, probe, probe_match,
+    read_from, serve,
+};
 use crate::lab::mnat::{self, Ca, ServerState};
 use crate::lab::{
     BINARY, Docker, Lab, Ns, TIMEOUT, UdpRx, UdpTx, avahi, eventually, http, wait_until,
@@ -28,6 +31,8 @@ cases!("compose":
     #[Docker] #[Program("docker-compose", "docker-compose")]
     #[Program("avahi-daemon", "avahi-daemon")] #[Python("zeroconf", "python3-zeroconf")]
     discovery_example,
+    #[Docker] #[Program("docker-compose", "docker-compose")] #[Program("minidlnad", "minidlna")]
+    media_server_example,
     #[Docker] #[Program("docker-compose", "docker-compose")] host_network_example,
     #[Docker] #[Program("docker-compose", "docker-compose")] #[LinkKind("macvlan")] macvlan_example,
     #[Docker] #[Program("docker-compose", "docker-compose")] #[LinkKind("macvlan")]
@@ -154,6 +159,14 @@ impl Example {
             };
             has("router") && has("host")
         });
+    }
+
+    /// Returns the namespace of the listener, and its address in a network.
+    fn listener(&self, lab: &Lab, network: &str) -> (Ns, String) {
+        let docker = &self.site.docker;
+        let format = format!("{{{{.NetworkSettings.Networks.{network}.IPAddress}}}}");
+        let address = docker.run(&format!("inspect --format {format} t_listener_1"));
+        (docker.namespace_of(lab, "t_listener_1"), address)
     }
 
     /// Waits until the names of all routes are resolved.
@@ -351,42 +364,27 @@ fn routed_bridge_example(lab: &Lab) {
     example.assert_delivered_to_lan(lab, "routed", GROUP, "172.28.9.");
 }
 
-/// The application in the container finds and reads a service of the LAN, and a host of the LAN finds
-/// and reads a service of the container, at the address of the host and the published port.
+/// In place of Home Assistant, the container finds and reads a service of ESPHome on the LAN, and
+/// offers one of HomeKit. A host of the LAN finds and reads this one at the address of the host and
+/// the published port. The container also finds a device by SSDP and one by WS-Discovery.
 fn discovery_example(lab: &Lab) {
     let example = Example::up(lab, "discovery.yml", &[]);
     example.wait_until_nothing_is_pending();
     let site = &example.site;
-    let inside = site.docker.namespace_of(lab, "t_listener_1");
-    let address = "inspect --format {{.NetworkSettings.Networks.home.IPAddress}}";
-    let address = site.docker.run(&format!("{address} t_listener_1"));
-    serve(&site.lan, 8000, "books");
-    serve(&inside, 8080, "lights");
-    let _lan = avahi::start(
-        lab,
-        &site.lan,
-        "shelf",
-        &["eth0"],
-        &[("shelf", "_http._tcp", 8000)],
-        false,
-    );
-    let _inside = avahi::start(
-        lab,
-        &inside,
-        "home",
-        &["eth0"],
-        &[("home", "_http._tcp", 8080)],
-        false,
-    );
-    let kinds = ["_http._tcp.local."];
+    let (inside, address) = example.listener(lab, "home");
+    serve(&site.lan, 6053, "lights");
+    serve(&inside, 8080, "accessories");
+    let offer = |ns, host, service| avahi::start(lab, ns, host, &["eth0"], &[service], false);
+    let _lan = offer(&site.lan, "lamp", ("lamp", "_esphomelib._tcp", 6053));
+    let _inside = offer(&inside, "home", ("home", "_hap._tcp", 8080));
     let browsers = [
         (
-            browse(lab, &inside, &address, &kinds),
-            "read shelf._http._tcp.local. 10.0.0.10 8000 books",
+            browse(lab, &inside, &address, &["_esphomelib._tcp.local."]),
+            "read lamp._esphomelib._tcp.local. 10.0.0.10 6053 lights",
         ),
         (
-            browse(lab, &site.lan, "10.0.0.10", &kinds),
-            "read home._http._tcp.local. 10.0.0.1 18080 lights",
+            browse(lab, &site.lan, "10.0.0.10", &["_hap._tcp.local."]),
+            "read home._hap._tcp.local. 10.0.0.1 18080 accessories",
         ),
     ];
     for (browser, expected) in &browsers {
@@ -398,6 +396,60 @@ fn discovery_example(lab: &Lab) {
             browser.stderr()
         );
     }
+    for (port, question, answer) in [
+        (1900, SEARCH.to_vec(), FOUND.to_vec()),
+        (3702, probe(1).into_bytes(), probe_match().into_bytes()),
+    ] {
+        let group = format!("239.255.255.250:{port}");
+        let device = Device::join(&site.lan, &group);
+        let socket = asker(&inside, "0.0.0.0:0");
+        socket.send_to(&question, &group).expect("a question");
+        let mut received = Vec::new();
+        eventually("the answer", true, || {
+            device.answer(&answer);
+            received.extend(answers(&socket));
+            !received.is_empty()
+        });
+        assert_eq!(received[0].0, answer);
+        assert_eq!(received[0].1, ([10, 0, 0, 10], port).into());
+    }
+    assert_eq!(read_from(&inside, "10.0.0.10:6053"), "lights");
+}
+
+/// A host of the LAN, in place of a TV, finds the media server by SSDP, and reads its description and
+/// its picture at the address of the container.
+fn media_server_example(lab: &Lab) {
+    let example = Example::up(lab, "media-server.yml", &[]);
+    example.wait_until_nothing_is_pending();
+    let site = &example.site;
+    let (inside, address) = example.listener(lab, "media");
+    site.lan.ip("route add 172.28.10.0/24 via 10.0.0.1");
+    let _server = minidlna(lab, &inside);
+    let target = "urn:schemas-upnp-org:device:MediaServer:1";
+    let search = String::from_utf8_lossy(SEARCH).replace("ssdp:all", target);
+    let url = format!("http://{address}:8200/rootDesc.xml");
+    let mut round = 0;
+    let is_found = wait_until(TIMEOUT, || {
+        round += 1;
+        let socket = asker(&site.lan, "0.0.0.0:0");
+        let search = format!("{search}X: {round}");
+        let group = "239.255.255.250:1900";
+        socket
+            .send_to(search.as_bytes(), group)
+            .expect("a question");
+        wait_until(Duration::from_secs(2), || {
+            let answers = answers(&socket);
+            let mut texts = answers
+                .iter()
+                .map(|(text, _)| String::from_utf8_lossy(text));
+            texts.any(|text| text.contains(&url))
+        })
+    });
+    assert!(is_found, "no answer with {url}");
+    let description = http_get(&site.lan, &url);
+    assert!(description.contains("<friendlyName>shelf"), "{description}");
+    let picture = http_get(&site.lan, &format!("http://{address}:8200/icons/sm.png"));
+    assert!(picture.contains("PNG"), "{picture}");
 }
 
 fn host_network_example(lab: &Lab) {

@@ -1,17 +1,20 @@
-//! Discovery between a LAN and containers behind a masquerading bridge, as a container engine makes
-//! it: devices are found, and then connected to.
+//! Discovery between a LAN and containers behind a masquerading bridge: devices are found, and then
+//! connected to.
 
+use std::any::Any;
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use super::cases;
+use crate::lab::discovery_site::{
+    Device, FOUND, SEARCH, answers, asker, browse, discovery, http_get, minidlna, probe,
+    probe_match, serve, site, start,
+};
 use crate::lab::tun::Tun;
 use crate::lab::{
-    Capture, IpPacket, Lab, LinkEnd, Ns, Program, Router, TIMEOUT, Udp, avahi, connect,
-    connect_to_bridge, eventually, wait_until,
+    Capture, IpPacket, Lab, LinkEnd, Ns, Router, TIMEOUT, Udp, avahi, connect, eventually,
+    wait_until,
 };
 
 cases!("discovery":
@@ -33,180 +36,14 @@ cases!("discovery":
     legacy_question_is_answered_by_unicast,
     #[Program("avahi-daemon", "avahi-daemon")] #[Python("zeroconf", "python3-zeroconf")]
     reflectors_in_a_triangle_cause_no_storm,
+    #[Program("avahi-daemon", "avahi-daemon")] #[Python("zeroconf", "python3-zeroconf")]
+    two_avahi_reflectors_in_a_triangle_cause_no_storm,
     #[Iptables] questions_take_little_longer_than_directly,
     #[Iptables] broadcasts_of_one_port_cross,
     #[Iptables] ssdp_policy_withholds_questions_and_answers,
     #[Iptables] reload_changes_what_crosses,
     #[Iptables] questions_cross_a_tunnel_without_addresses,
 );
-
-/// A LAN with devices, and a host with containers.
-///
-/// ```text
-///     device 10.0.0.10 -- eth0 \
-///                               lan bridge -- eth0 rtr 10.0.0.1, br0 172.20.0.1 -- c0 172.20.0.2
-///     other  10.0.0.11 -- eth0 /                                                \- c1 172.20.0.3
-/// ```
-///
-/// The host translates the source of what the containers send (masquerade), and forwards nothing else
-/// (`FORWARD` policy DROP). No route leads from the LAN to the containers.
-struct Site {
-    device: Ns,
-    other: Ns,
-    rtr: Ns,
-    containers: Vec<Ns>,
-}
-
-/// A firewall as that of a container engine on a host that admits nothing.
-const FIREWALL: &str = "set -e
-iptables -t nat -A POSTROUTING -s 172.20.0.0/16 -o eth0 -j MASQUERADE
-iptables -P FORWARD DROP
-iptables -A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
-iptables -A FORWARD -i br0 -j ACCEPT
-for program in iptables ip6tables; do
-  $program -P INPUT DROP
-  $program -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
-  $program -A INPUT -i lo -j ACCEPT
-done
-ip6tables -A INPUT -p ipv6-icmp -j ACCEPT
-";
-
-fn site(lab: &Lab, containers: usize) -> Site {
-    let [device, other, lan, rtr] = ["device", "other", "lan", "rtr"].map(|role| lab.ns(role));
-    lan.ip_batch("link add br0 type bridge mcast_snooping 0\nlink set br0 up\n");
-    connect_to_bridge(&lan, 0, &device, &["10.0.0.10/24", "fd00::10/64"]);
-    connect_to_bridge(&lan, 1, &other, &["10.0.0.11/24", "fd00::11/64"]);
-    connect_to_bridge(&lan, 2, &rtr, &["10.0.0.1/24", "fd00::1/64"]);
-    rtr.ip_batch(
-        "link add br0 type bridge\naddress add 172.20.0.1/16 dev br0\n\
-         address add fd20::1/64 dev br0 nodad\nlink set br0 up\n",
-    );
-    rtr.sysctl("net/ipv4/ip_forward", "1");
-    let firewall = rtr.output("sh", &["-c", FIREWALL]);
-    assert!(firewall.status.success(), "{firewall:?}");
-    let containers = (0..containers).map(|n| {
-        let container = lab.ns(&format!("c{n}"));
-        let port = format!("c{n}");
-        let (v4, v6) = (
-            format!("172.20.0.{}/16", 2 + n),
-            format!("fd20::{}/64", 2 + n),
-        );
-        connect(
-            LinkEnd::new(&rtr, port.as_str(), &[]),
-            LinkEnd::new(&container, "eth0", &[&v4, &v6]),
-        );
-        rtr.ip(&format!("link set {port} master br0"));
-        container.ip("route add default via 172.20.0.1");
-        container
-    });
-    let containers = containers.collect();
-    Site {
-        device,
-        other,
-        rtr,
-        containers,
-    }
-}
-
-/// Returns a `[[discovery]]` between the LAN and the containers.
-fn discovery(protocols: &str, extra: &str) -> String {
-    format!("[[discovery]]\nbetween = [\"eth0\", \"br0\"]\nprotocols = [{protocols}]\n{extra}\n")
-}
-
-/// Starts the router, and waits until it takes part on both links.
-fn start(lab: &Lab, site: &Site, settings: &str) -> Router {
-    let router = Router::start(lab, &site.rtr, settings);
-    let log = |r: &Router| r.program.stderr() + &r.program.stdout();
-    eventually("both links are open", true, || {
-        let log = log(&router);
-        ["eth0", "br0"]
-            .iter()
-            .all(|link| log.contains(&format!("taking part on {link}")))
-    });
-    router
-}
-
-/// A socket of a device: it has joined a group, and answers what it receives.
-struct Device {
-    socket: UdpSocket,
-}
-
-impl Device {
-    fn join(ns: &Ns, group: &str) -> Self {
-        let group: SocketAddr = group.parse().expect("address:port");
-        let index = ns.index("eth0");
-        let socket = ns.enter(|| {
-            let any: IpAddr = match group {
-                SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-                SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
-            };
-            let socket = UdpSocket::bind((any, group.port())).expect("bind");
-            match group.ip() {
-                IpAddr::V4(group) => {
-                    socket.join_multicast_v4(&group, &"10.0.0.10".parse().expect("address"))
-                }
-                IpAddr::V6(group) => socket.join_multicast_v6(&group, index),
-            }
-            .expect("join");
-            socket.set_nonblocking(true).expect("nonblocking");
-            socket
-        });
-        Self { socket }
-    }
-
-    /// Answers the waiting questions, by `sendto` to the source. Returns these sources.
-    fn answer(&self, answer: &[u8]) -> Vec<SocketAddr> {
-        let mut sources = Vec::new();
-        let mut buffer = [0; 65_536];
-        while let Ok((_, source)) = self.socket.recv_from(&mut buffer) {
-            self.socket.send_to(answer, source).expect("an answer");
-            sources.push(source);
-        }
-        sources
-    }
-}
-
-fn asker(ns: &Ns, address: &str) -> UdpSocket {
-    ns.enter(|| {
-        let socket = UdpSocket::bind(address).expect("bind");
-        socket.set_nonblocking(true).expect("nonblocking");
-        socket
-    })
-}
-
-fn answers(socket: &UdpSocket) -> Vec<(Vec<u8>, SocketAddr)> {
-    let mut buffer = [0; 65_536];
-    let receive = || {
-        let (len, source) = socket.recv_from(&mut buffer).ok()?;
-        Some((buffer[..len].to_vec(), source))
-    };
-    std::iter::from_fn(receive).collect()
-}
-
-const SEARCH: &[u8] = b"M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\nST: ssdp:all\r\n\r\n";
-const FOUND: &[u8] = b"HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=1800\r\nST: upnp:rootdevice\r\nUSN: uuid:1::upnp:rootdevice\r\nLOCATION: http://10.0.0.10:8200/rootDesc.xml\r\n\r\n";
-
-fn probe(id: u32) -> String {
-    format!(
-        "<?xml version=\"1.0\" encoding=\"utf-8\"?><e:Envelope xmlns:e=\"http://www.w3.org/2003/05/soap-envelope\" \
-         xmlns:w=\"http://schemas.xmlsoap.org/ws/2004/08/addressing\" \
-         xmlns:d=\"http://schemas.xmlsoap.org/ws/2005/04/discovery\" xmlns:wsdp=\"http://schemas.xmlsoap.org/ws/2006/02/devprof\"><e:Header>\
-         <w:MessageID>urn:uuid:84ede3de-7dec-11d0-c360-f0123456{id:04x}</w:MessageID>\
-         <w:To>urn:schemas-xmlsoap-org:ws:2005:04:discovery</w:To>\
-         <w:Action>http://schemas.xmlsoap.org/ws/2005/04/discovery/Probe</w:Action></e:Header>\
-         <e:Body><d:Probe><d:Types>wsdp:Device</d:Types></d:Probe></e:Body></e:Envelope>"
-    )
-}
-
-/// The answer to [`probe`].
-fn probe_match() -> String {
-    probe(0)
-        .replace("<d:Probe>", "<d:ProbeMatches><d:ProbeMatch>")
-        .replace(
-            "</d:Probe>",
-            "<d:XAddrs>http://10.0.0.10:5357/x</d:XAddrs></d:ProbeMatch></d:ProbeMatches>",
-        )
-}
 
 /// The case from the field: a container asks by multicast, and the device answers to the source that
 /// it sees. Every answer arrives, and comes from the device, on a host that forwards and admits
@@ -363,40 +200,12 @@ fn question_limits_hold(lab: &Lab) {
     assert_eq!(count_answered(), 8);
 }
 
-/// Reads a document over HTTP, as a client does that has found its URL. Returns it with its header.
-fn http_get(ns: &Ns, url: &str) -> String {
-    let rest = url
-        .strip_prefix("http://")
-        .unwrap_or_else(|| panic!("a URL: {url}"));
-    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-    ns.enter(|| {
-        let mut stream = TcpStream::connect(host).unwrap_or_else(|e| panic!("{host}: {e}"));
-        write!(stream, "GET /{path} HTTP/1.0\r\nHost: {host}\r\n\r\n").expect("a request");
-        let mut text = Vec::new();
-        stream.read_to_end(&mut text).expect("an answer");
-        String::from_utf8_lossy(&text).into_owned()
-    })
-}
-
 /// minidlna on the LAN, and a container that searches: the URL of the answer leads to the description
 /// of the media server.
 fn media_server_is_found_and_read_from_container(lab: &Lab) {
     let site = site(lab, 1);
     let _router = start(lab, &site, &discovery("\"ssdp\"", ""));
-    let folder = lab.file("minidlna");
-    std::fs::create_dir_all(&folder).expect("a folder");
-    let folder = folder.display();
-    let conf = lab.file("minidlna.conf");
-    let text = format!(
-        "media_dir={folder}\ndb_dir={folder}\nlog_dir={folder}\nfriendly_name=shelf\nport=8200\n\
-         network_interface=eth0\ninotify=no\nnotify_interval=2\n"
-    );
-    std::fs::write(&conf, text).expect("settings");
-    let conf = conf.display().to_string();
-    let pid = format!("{folder}/pid");
-    let _server = site
-        .device
-        .spawn(lab, "minidlnad", &["-S", "-f", &conf, "-P", &pid]);
+    let _server = minidlna(lab, &site.device);
     let container = &site.containers[0];
     let target = "urn:schemas-upnp-org:device:MediaServer:1";
     let search = String::from_utf8_lossy(SEARCH).replace("ssdp:all", target);
@@ -455,54 +264,6 @@ fn ws_discovery_host_is_found_and_read_from_container(lab: &Lab) {
     // wsdd gives its address only after a Resolve; its port is that of the protocol.
     let reached = container.enter(|| TcpStream::connect("10.0.0.10:5357").is_ok());
     assert!(reached);
-}
-
-/// Finds services with python3-zeroconf: prints what it finds, and reads from each service.
-const BROWSE: &str = r#"
-import socket, sys, time
-from zeroconf import Zeroconf, ServiceBrowser
-address, kinds = sys.argv[1], sys.argv[2:]
-class Listener:
-    def add_service(self, zeroconf, kind, name):
-        print("found", name, flush=True)
-        names.append((kind, name))
-    update_service = lambda *_: None
-    remove_service = lambda *_: None
-names = []
-zeroconf = Zeroconf(interfaces=[address])
-browsers = [ServiceBrowser(zeroconf, kind, Listener()) for kind in kinds]
-while True:
-    while names:
-        kind, name = names.pop()
-        info = zeroconf.get_service_info(kind, name, timeout=5000)
-        if info is None:
-            names.append((kind, name))
-            continue
-        where = info.parsed_addresses()[0]
-        try:
-            text = socket.create_connection((where, info.port), 5).recv(100).decode()
-        except OSError as error:
-            text = str(error)
-        print("read", name, where, info.port, text, flush=True)
-    time.sleep(0.05)
-"#;
-
-pub(super) fn browse(lab: &Lab, ns: &Ns, address: &str, kinds: &[&str]) -> Program {
-    let script = lab.file("browse.py");
-    std::fs::write(&script, BROWSE).expect("a script");
-    let mut words = vec![Path::to_str(&script).expect("a path"), address];
-    words.extend(kinds);
-    ns.spawn(lab, "/usr/bin/python3", &words)
-}
-
-/// Serves a text to each connection, until the test ends.
-pub(super) fn serve(ns: &Ns, port: u16, text: &'static str) {
-    let listener = ns.enter(|| TcpListener::bind(("0.0.0.0", port)).expect("bind"));
-    std::thread::spawn(move || {
-        while let Ok((mut stream, _)) = listener.accept() {
-            let _ = stream.write_all(text.as_bytes());
-        }
-    });
 }
 
 /// Returns the payloads of the UDP packets to port 5353 that arrived, as text.
@@ -668,9 +429,26 @@ fn legacy_question_is_answered_by_unicast(lab: &Lab) {
     assert!(String::from_utf8_lossy(answer).contains("shelf"));
 }
 
-/// Three reflectors of two makes in a triangle: mcastor between A and B and between C and A, avahi
-/// between B and C. A service of A is found on C, and few packets circulate.
+/// mcastor between A and B and between C and A, avahi between B and C.
 fn reflectors_in_a_triangle_cause_no_storm(lab: &Lab) {
+    triangle(lab, [Make::Mcastor, Make::Avahi, Make::Mcastor]);
+}
+
+/// avahi between A and B and between B and C, mcastor between C and A. A message that both reflectors
+/// of avahi repeat does not return to A.
+fn two_avahi_reflectors_in_a_triangle_cause_no_storm(lab: &Lab) {
+    triangle(lab, [Make::Avahi, Make::Avahi, Make::Mcastor]);
+}
+
+#[derive(Clone, Copy)]
+enum Make {
+    Mcastor,
+    Avahi,
+}
+
+/// Reflectors in a triangle of the links A, B and C: the first between A and B, the second between B
+/// and C, the third between C and A. A service of A is found on C, and few packets circulate.
+fn triangle(lab: &Lab, makes: [Make; 3]) {
     let [server, client, lan, r1, r2, r3] =
         ["server", "client", "lan", "r1", "r2", "r3"].map(|role| lab.ns(role));
     for (n, name) in ["br0", "br1", "br2"].iter().enumerate() {
@@ -698,8 +476,14 @@ fn reflectors_in_a_triangle_cause_no_storm(lab: &Lab) {
         Capture::new(&client, "eth0"),
     ];
     let settings = "[[discovery]]\nbetween = [\"e0\", \"e1\"]\nprotocols = [\"mdns\"]\n";
-    let _mcastor = [&r1, &r3].map(|ns| Router::start(lab, ns, settings));
-    let _reflector = avahi::start(lab, &r2, "middle", &["e0", "e1"], &[], true);
+    let links = ["e0", "e1"];
+    let _reflectors: [Box<dyn Any>; 3] = [0, 1, 2].map(|n| -> Box<dyn Any> {
+        let ns = [&r1, &r2, &r3][n];
+        match makes[n] {
+            Make::Mcastor => Box::new(Router::start(lab, ns, settings)),
+            Make::Avahi => Box::new(avahi::start(lab, ns, &format!("r{n}"), &links, &[], true)),
+        }
+    });
     let _service = avahi::start(lab, &server, "shelf", &["eth0"], &[HTTP], false);
     let browser = browse(lab, &client, "10.0.2.11", &["_http._tcp.local."]);
     let found = "found shelf._http._tcp.local.";

@@ -42,10 +42,10 @@ impl Proxy {
         }
     }
 
-    fn pid(&self) -> u32 {
+    fn program(&self) -> &Program {
         match self {
-            Self::Mcastor(router) => router.program.pid(),
-            Self::Igmpproxy(program) => program.pid(),
+            Self::Mcastor(router) => &router.program,
+            Self::Igmpproxy(program) => program,
         }
     }
 
@@ -351,18 +351,6 @@ fn recreated_downstream_link_is_served(lab: &Lab) {
     });
 }
 
-/// Returns the user and system time of a process in seconds.
-fn seconds(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let rest = stat.rsplit(')').next().unwrap_or_default();
-    let ticks = |n: usize| {
-        rest.split_whitespace()
-            .nth(n)
-            .and_then(|t| t.parse::<f64>().ok())
-    };
-    (ticks(11).unwrap_or(0.0) + ticks(12).unwrap_or(0.0)) / 100.0
-}
-
 /// Measures the CPU time of the process per forwarded packet. The kernel forwards igmpproxy's
 /// packets and charges their cost to the sender.
 fn cpu_time_per_packet(lab: &Lab) {
@@ -381,15 +369,8 @@ fn cpu_time_per_packet(lab: &Lab) {
             assert!(member(router, "out1", group).is_some());
         }
         drop(wire);
-        let tx = || {
-            let shown = star
-                .rtr
-                .try_ip("-s -j link show dev out1")
-                .unwrap_or_default();
-            let json: serde_json::Value = serde_json::from_str(&shown).unwrap_or_default();
-            json[0]["stats64"]["tx"]["packets"].as_u64().unwrap_or(0)
-        };
-        let (cpu, sent) = (seconds(proxy.pid()), tx());
+        let tx = || star.rtr.sent_packets("out1");
+        let (cpu, sent) = (proxy.program().cpu_seconds(), tx());
         let n = 50_000u64;
         let start = Instant::now();
         for i in 0..n {
@@ -402,7 +383,7 @@ fn cpu_time_per_packet(lab: &Lab) {
             }
         }
         wait_until(proxy.patience(), || tx() >= sent + n);
-        let (took, forwarded) = (seconds(proxy.pid()) - cpu, tx() - sent);
+        let (took, forwarded) = (proxy.program().cpu_seconds() - cpu, tx() - sent);
         println!(
             "{name}: {forwarded} of {n} packets, {:.2} us of its own time each",
             took * 1e6 / forwarded.max(1) as f64

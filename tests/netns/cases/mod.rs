@@ -16,6 +16,9 @@ mod compose;
 mod containers_soak;
 mod control;
 mod discovery;
+mod discovery_programs;
+mod discovery_recipes;
+mod discovery_scale;
 mod docker;
 mod docker_faults;
 mod doctor;
@@ -142,6 +145,9 @@ pub fn all() -> Vec<Case> {
         prometheus::cases(),
         discovery::cases(),
         merge::cases(),
+        discovery_programs::cases(),
+        discovery_recipes::cases(),
+        discovery_scale::cases(),
         docker::cases(),
         docker_faults::cases(),
         podman::cases(),

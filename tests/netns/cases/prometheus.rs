@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::{cases, route};
+use crate::lab::frame::IpPacket;
 use crate::lab::metrics::Metrics;
 use crate::lab::mnat::{self, Ca};
-use crate::lab::{Injector, Lab, Ns, Program, Router, Star, Udp, UdpRx, eventually, http};
+use crate::lab::{Injector, Lab, Ns, Program, Router, Star, Udp, UdpRx, eventually, http, pcap};
 
 cases!("prometheus":
     #[Program("prometheus", "prometheus")] dashboard_panels_have_data_and_exact_totals,
@@ -139,6 +141,51 @@ const AMT: &str = "[[amt.relay]]\nname = \"tunnels\"\n\
     [[proxy]]\nname = \"relayed\"\nupstream = [\"in\"]\ndownstream = [\"tunnels\"]\n\
     [[join]]\ninterface = \"internet\"\nsource = \"10.0.0.10\"\ngroup = \"232.9.9.9\"\n";
 
+/// A monitored group, a merge of two paths, and discovery.
+const STREAMS: &str = "[monitor]\nsilent_after = \"1s\"\n\
+    [[route]]\nname = \"studio\"\nfrom = \"in\"\ngroup = \"225.1.2.6\"\nto = [\"out1\"]\n\
+    monitor = \"rtp\"\n\
+    [[route]]\nname = \"feed\"\nfrom = \"in\"\ngroup = \"225.1.2.7\"\nto = [\"out1\"]\n\
+    merge = { with = \"out2\", window = \"50ms\" }\n\
+    [[discovery]]\nbetween = [\"in\", \"out1\"]\nprotocols = [\"mdns\"]\n\
+    deny = [{ service = \"_ssh._tcp\" }]\n";
+
+/// Sends the RTP stream of a capture, of which two packets are missing, and five with TTL 1 behind
+/// it. Also questions of multicast DNS, one for a service that is denied.
+fn send_stream(inject: &Injector) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/streams/rtp_ts.pcap");
+    let mut last = Vec::new();
+    for (n, frame) in pcap::read(&file).iter().enumerate() {
+        let packet = IpPacket::parse(frame).expect("a datagram");
+        last = packet.payload().to_vec();
+        if ![9, 11].contains(&n) {
+            inject.send(&Udp::new("10.0.0.10:9", "225.1.2.6:5004", &last).frame());
+        }
+        // The delay factor is that of a full second.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let number = u16::from_be_bytes([last[2], last[3]]);
+    for n in 1..=5u16 {
+        last[2..4].copy_from_slice(&number.wrapping_add(n).to_be_bytes());
+        inject.send(
+            &Udp::new("10.0.0.10:9", "225.1.2.6:5004", &last)
+                .ttl(1)
+                .frame(),
+        );
+    }
+    for service in ["_http", "_ssh"] {
+        let mut question = vec![0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in [service, "_tcp", "local"] {
+            question.push(label.len() as u8);
+            question.extend(label.as_bytes());
+        }
+        // PTR, IN.
+        question.extend([0, 0, 12, 0, 1]);
+        let datagram = Udp::new("10.0.0.10:5353", "224.0.0.251:5353", question);
+        inject.send(&datagram.ttl(255).frame());
+    }
+}
+
 fn dashboard_panels_have_data_and_exact_totals(lab: &Lab) {
     let star = Star::dual(lab, 2);
     let ca = Ca::new();
@@ -147,7 +194,8 @@ fn dashboard_panels_have_data_and_exact_totals(lab: &Lab) {
         + "[[proxy]]\nname = \"p\"\nupstream = [\"in\"]\ndownstream = [\"out1\"]\n\
            header_checks = \"strict\"\n"
         + &mnat_settings(lab, &ca)
-        + AMT;
+        + AMT
+        + STREAMS;
     let router = Router::start(lab, &star.rtr, &toml);
     let _prometheus = prometheus(lab, &star.rtr, Some(MNAT_HTTP));
     let inject = Injector::new(&star.src, "eth0");
@@ -204,6 +252,7 @@ fn dashboard_panels_have_data_and_exact_totals(lab: &Lab) {
         round();
         wait_for_scrape(&star.rtr);
     }
+    send_stream(&inject);
     // Totals first: no more packets are sent.
     for (expression, want) in [
         ("sum(mcastor_route_packets_total{route=\"r\"})", 300.0),
@@ -211,12 +260,19 @@ fn dashboard_panels_have_data_and_exact_totals(lab: &Lab) {
         ("sum(mcastor_route_bytes_total{route=\"r\"})", 300.0 * 36.0),
         (
             "sum(mcastor_dropped_packets_total{reason=\"ttl_expired\"})",
-            100.0,
+            105.0,
         ),
         ("sum(mcastor_route_packets_total{oif=\"out2\"})", 50.0),
+        ("sum(mcastor_stream_lost_before_packets_total)", 2.0),
+        (
+            "sum(mcastor_stream_lost_here_packets_total{reason=\"ttl_expired\"})",
+            5.0,
+        ),
+        ("sum(mcastor_stream_packets_total)", 51.0),
+        ("sum(mcastor_stream_sent_packets_total)", 46.0),
         ("mcastor_mnat_mappings{state=\"assigned\"}", 1.0),
         ("mcastor_mnat_server_up", 1.0),
-        ("sum(mcastor_interface_transmitted_packets_total)", 550.0),
+        ("sum(mcastor_interface_transmitted_packets_total)", 596.0),
     ] {
         eventually(expression, want, || value(&star.rtr, expression));
     }

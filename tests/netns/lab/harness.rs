@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError, RwLock};
 
@@ -42,6 +43,8 @@ pub enum Need {
     Podman,
     /// A module for /usr/bin/python3, and the Debian package that has it.
     Python(&'static str, &'static str),
+    /// A program of a package from PyPI, which `make pypi` installs.
+    PyPi(&'static str),
     /// scapy for /usr/bin/python3.
     Scapy,
     /// An environment variable, and the target of the Makefile that sets it.
@@ -250,6 +253,7 @@ fn missing_need(need: Need) -> Option<String> {
             let out = lab.ns("a").output("iptables", &["-P", "FORWARD", "DROP"]);
             (!out.status.success()).then(|| "netfilter in the kernel".into())
         }
+        Need::PyPi(name) => (!pypi_program(name).is_file()).then(|| format!("{name} (make pypi)")),
         Need::Demo => {
             let out = Command::new(BINARY).args(["demo", "--help"]).output();
             (!out.is_ok_and(|o| o.status.success())).then(|| "`mcastor demo`".into())
@@ -282,6 +286,12 @@ fn missing_need(need: Need) -> Option<String> {
             (!found).then(|| "multicast routing in the kernel".into())
         }
     }
+}
+
+/// Returns the path of a program of a package from PyPI.
+pub fn pypi_program(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/pypi/bin");
+    folder.join(name)
 }
 
 /// Returns whether the kernel describes GSO packets of UDP to packet sockets: Linux 6.2 and newer.

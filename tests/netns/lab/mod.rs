@@ -3,6 +3,7 @@
 pub mod avahi;
 pub mod bpffs;
 pub mod control;
+pub mod discovery_site;
 pub mod dns;
 pub mod docker;
 pub mod flood;

@@ -254,6 +254,14 @@ impl Ns {
         all.filter(|(_, rx, tx)| rx + tx > 0).collect()
     }
 
+    /// Returns the number of packets that an interface has sent.
+    pub fn sent_packets(&self, iface: &str) -> u64 {
+        let shown = self.try_ip(&format!("-s -j link show dev {iface}"));
+        let json = serde_json::from_str(&shown.unwrap_or_default());
+        let json: serde_json::Value = json.unwrap_or_default();
+        json[0]["stats64"]["tx"]["packets"].as_u64().unwrap_or(0)
+    }
+
     /// Returns the Ethernet address of an interface.
     #[track_caller]
     pub fn mac(&self, iface: &str) -> [u8; 6] {

@@ -110,6 +110,19 @@ impl Program {
         pages * 4096
     }
 
+    /// Returns the user and system time in seconds.
+    pub fn cpu_seconds(&self) -> f64 {
+        let path = format!("/proc/{}/stat", self.child.id());
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        // Behind the name, utime and stime are the fields 12 and 13, in ticks of 10 ms.
+        let fields = text.rsplit(')').next().unwrap_or_default();
+        let times = fields.split_whitespace().skip(11).take(2);
+        times
+            .filter_map(|ticks| ticks.parse::<f64>().ok())
+            .sum::<f64>()
+            / 100.0
+    }
+
     /// Makes [`Self::peak_rss`] start again from the current resident memory.
     pub fn reset_peak_rss(&self) {
         let path = format!("/proc/{}/clear_refs", self.child.id());

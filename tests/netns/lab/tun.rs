@@ -5,6 +5,9 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
 use super::ns::Ns;
 
@@ -75,5 +78,54 @@ impl Tun {
             got.push(buffer[..n].to_vec());
         }
         got.clone()
+    }
+}
+
+/// Two tun interfaces whose far ends are connected, as those of a VPN.
+pub struct TunPair {
+    is_over: Arc<AtomicBool>,
+    copying: Option<JoinHandle<()>>,
+}
+
+impl TunPair {
+    /// Creates an interface with this name in both namespaces.
+    pub fn new(near: &Ns, far: &Ns, name: &str) -> Self {
+        let ends = [Tun::new(near, name).file, Tun::new(far, name).file];
+        let is_over = Arc::new(AtomicBool::new(false));
+        let ended = is_over.clone();
+        let copying = std::thread::spawn(move || {
+            let [near, far] = &ends;
+            let wait = |file: &File| libc::pollfd {
+                fd: file.as_raw_fd(),
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            while !ended.load(Ordering::Relaxed) {
+                let mut fds = [wait(near), wait(far)];
+                // SAFETY: `fds` is an array of two.
+                unsafe { libc::poll(fds.as_mut_ptr(), 2, 50) };
+                copy(near, far);
+                copy(far, near);
+            }
+        });
+        Self {
+            is_over,
+            copying: Some(copying),
+        }
+    }
+}
+
+impl Drop for TunPair {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        let _ = self.copying.take().map(JoinHandle::join);
+    }
+}
+
+/// Lets the packets that were sent on one interface arrive on the other.
+fn copy(mut from: &File, mut to: &File) {
+    let mut buffer = vec![0; 65_536];
+    while let Ok(len) = from.read(&mut buffer) {
+        let _ = to.write_all(&buffer[..len]);
     }
 }
