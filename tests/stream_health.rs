@@ -50,11 +50,14 @@ fn assert_near(found: f64, expected: f64, what: &str) {
     );
 }
 
+/// A capture, the numbers of the dropped packets, packets and lost packets, and jitters.
+type Case = (&'static str, &'static [usize], (u64, u64), [f64; 3]);
+
 /// Packets and loss, and the smallest, the mean and the largest jitter, are those of `tshark -z
 /// rtp,streams`.
 #[test]
 fn loss_and_jitter_are_those_of_tshark() {
-    let cases: [(&str, &[usize], (u64, u64), [f64; 3]); 4] = [
+    let cases: [Case; 4] = [
         ("pcmu.pcap", &[], (164, 0), [1.249, 30.602, 37.551]),
         (
             "pcmu.pcap",

@@ -284,8 +284,11 @@ mod tests {
             verdict: StreamVerdict::Silent,
             ..view("10.0.0.1")
         };
-        assert_eq!(kinds(&mut tracker, &[fine.clone()]), []);
-        assert_eq!(kinds(&mut tracker, &[silent.clone()]), [EventKind::Silent]);
+        assert_eq!(kinds(&mut tracker, std::slice::from_ref(&fine)), []);
+        assert_eq!(
+            kinds(&mut tracker, std::slice::from_ref(&silent)),
+            [EventKind::Silent]
+        );
         assert_eq!(tracker.lasting().count(), 1);
         assert_eq!(kinds(&mut tracker, &[silent]), []);
         assert_eq!(kinds(&mut tracker, &[fine]), [EventKind::Back]);
@@ -320,7 +323,7 @@ mod tests {
     fn other_source_in_place_of_the_former_is_a_change() {
         let mut tracker = EventTracker::default();
         let [first, second] = [view("10.0.0.1"), view("10.0.0.2")];
-        assert_eq!(kinds(&mut tracker, &[first.clone()]), []);
+        assert_eq!(kinds(&mut tracker, std::slice::from_ref(&first)), []);
         // Two sources at once are no change.
         assert_eq!(kinds(&mut tracker, &[first.clone(), second.clone()]), []);
         let silent = StreamView {

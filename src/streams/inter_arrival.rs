@@ -14,7 +14,7 @@ const BUCKETS: usize = ((OCTAVES - 3) * BUCKETS_PER_OCTAVE) as usize;
 const PERIOD_NS: u64 = 30_000_000_000;
 
 /// The times between the packets of the last 30 to 60 seconds.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct InterArrival {
     last_ns: Option<u64>,
     /// Number of the current period.
@@ -63,17 +63,6 @@ fn upper_ns(bucket: usize) -> u64 {
     match octave {
         0 => mantissa,
         _ => ((16 + mantissa + 1) << (octave - 1)) - 1,
-    }
-}
-
-impl Default for InterArrival {
-    fn default() -> Self {
-        Self {
-            last_ns: None,
-            period: 0,
-            current: Histogram::default(),
-            before: Histogram::default(),
-        }
     }
 }
 

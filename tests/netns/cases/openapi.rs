@@ -70,7 +70,7 @@ impl Answers {
 }
 
 /// Returns settings with which each field of the answers has a value: routes, one of which
-/// translates and one of which waits; a proxy with two upstream interfaces; an end of multicast NAT
+/// translates, one of which waits, and one of which is monitored; a proxy with two upstream interfaces; an end of multicast NAT
 /// whose server does not answer; and both ends of a tunnel.
 fn settings(lab: &Lab) -> String {
     let (ca, joins) = (lab.file("ca.pem"), lab.file("joins"));
@@ -81,6 +81,14 @@ fn settings(lab: &Lab) -> String {
         route("r", "in", "10.0.0.10", "225.1.2.3", &["out1", "out2"], ""),
         route("new", "in", "", "225.9.9.9", &["out1"], rewrite),
         route("late", "in", "", "225.7.7.7", &["absent0"], ""),
+        route(
+            "seen",
+            "in",
+            "",
+            "225.5.5.5",
+            &["out1"],
+            "monitor = \"rtp\"\n",
+        ),
         "[[interface]]\nname = \"out2\"\nttl_threshold = 32\nbandwidth = \"1Gbit\"\n".into(),
         proxy(
             &["in", "out3"],
@@ -143,6 +151,19 @@ fn answers_match_the_document(lab: &Lab) {
         let answer = router.get("/api/v1/discovery").expect("an answer");
         answer.body.contains("\"denied\"") && answer.body.contains("\"asker\"")
     });
+    // RTP with MPEG-TS.
+    let mut number = 0u16;
+    eventually("the health of a stream", true, || {
+        number += 1;
+        let mut payload = vec![0x80, 33];
+        payload.extend(number.to_be_bytes());
+        payload.extend([0; 8]);
+        payload.extend([[0x47; 188]; 7].concat());
+        let packet = Udp::new("10.0.0.10:9", "225.5.5.5:5004", payload);
+        inject.send(&packet.ttl(9).frame());
+        let answer = router.get("/api/v1/streams").expect("an answer");
+        answer.body.contains("\"delay_factor_us\"")
+    });
     send("225.1.2.3", 64);
     send("225.6.6.6", 64);
     for path in ["/api/v1/drops", "/api/v1/flows?dropped=true"] {
@@ -172,6 +193,7 @@ fn answers_match_the_document(lab: &Lab) {
         "flows?dropped=true&order=packets&limit=10",
         "flows?search=in%20239.0.0.0/8&order=rate&offset=1",
         "drops?iif=in&limit=1",
+        "streams?iif=in&limit=1",
         "explain?source=10.0.0.10&group=239.7.1.1&iif=in",
         "explain?source=10.0.0.10&group=239.1.2.3&iif=in",
         "explain?source=10.0.0.10&group=225.1.2.3&ttl=1",
@@ -187,6 +209,7 @@ fn answers_match_the_document(lab: &Lab) {
         "events?view=absent",
         "events?limit=1000",
         "drops?limt=1",
+        "streams?limt=1",
         "drops?source=a%E2%80%AEb",
         "explain",
         "explain?source=10.0.0.10&group=10.0.0.9",
