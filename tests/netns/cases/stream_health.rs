@@ -25,6 +25,12 @@ fn streams(router: &Router, words: &str) -> Vec<Value> {
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
 }
 
+/// Returns the text of `show streams`, without its line breaks.
+fn text(router: &Router) -> String {
+    let text = router.run("show streams");
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// Returns the stream of a group; null if it is not monitored.
 fn stream(router: &Router, group: &str) -> Value {
     let streams = streams(router, &format!("--group {group}"));
@@ -130,7 +136,7 @@ fn losses_before_the_router_and_in_it_are_told_apart(lab: &Lab) {
     );
     assert_eq!(bursts["longest_loss"], 8);
     assert_eq!(second["ingress"]["rtp"]["sequence"]["expected"], 401);
-    let text = router.run("show streams");
+    let text = text(&router);
     assert!(
         text.contains("Lost before us: 11 packets (2.743 %) in the last minute"),
         "{text}"
@@ -179,7 +185,7 @@ fn packets_with_ttl_1_are_lost_here(lab: &Lab) {
         )
     };
     eventually("the packets", (json!(30), json!(0)), here);
-    let text = router.run("show streams");
+    let text = text(&router);
     assert!(text.contains("Raise the TTL at the sender."), "{text}");
 }
 
@@ -284,7 +290,7 @@ fn streams_beyond_the_limit_are_counted(lab: &Lab) {
         "",
         "225.1.0.0/16",
         &["out1"],
-        "monitor = \"rtp\"",
+        "monitor = \"rtp\"\n",
     ) + "[limits]\nmonitored_streams = 2\nflow_idle = 2\n";
     let router = Router::start(lab, &star.rtr, &toml);
     let inject = Injector::new(&star.src, "eth0");
