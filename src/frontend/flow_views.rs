@@ -39,13 +39,13 @@ pub struct FlowTable {
     streams: Arc<StreamState>,
     planes: FlowPlanes,
     names: HashMap<InterfaceId, IfName>,
-    rows: Vec<FlowRow>,
+    rows: Vec<ListedFlow>,
     now_ms: u64,
 }
 
 /// A flow, and the interface that it arrives on.
 #[derive(Debug, Clone, Copy)]
-pub struct FlowRow {
+pub struct ListedFlow {
     /// The interface.
     pub index: InterfaceId,
     /// Whether the numbers are those of dropped packets.
@@ -100,7 +100,7 @@ pub async fn read_table(
     {
         let index = page.index;
         names.entry(index).or_insert(page.interface);
-        rows.extend(page.flows.into_iter().map(|record| FlowRow {
+        rows.extend(page.flows.into_iter().map(|record| ListedFlow {
             index,
             dropped: false,
             record,
@@ -113,7 +113,7 @@ pub async fn read_table(
                 let index = handle.index;
                 let dropped = dropped_flows(&page, filter, idle_ms, now_ms);
                 names.entry(index).or_insert(page.interface);
-                rows.extend(dropped.into_iter().map(|record| FlowRow {
+                rows.extend(dropped.into_iter().map(|record| ListedFlow {
                     index,
                     dropped: true,
                     record,
@@ -160,7 +160,7 @@ fn average_rate(flow: &Flow) -> f64 {
 
 impl FlowTable {
     /// Returns all flows.
-    pub fn rows(&self) -> &[FlowRow] {
+    pub fn rows(&self) -> &[ListedFlow] {
         &self.rows
     }
 
@@ -174,17 +174,17 @@ impl FlowTable {
     pub fn select(
         &self,
         query: &FlowQuery,
-        bit_rate: impl Fn(&FlowRow) -> f64,
-    ) -> (Vec<FlowRow>, usize) {
+        bit_rate: impl Fn(&ListedFlow) -> f64,
+    ) -> (Vec<ListedFlow>, usize) {
         let search = Search::new(query.search.as_deref().unwrap_or_default());
-        let is_wanted = |row: &&FlowRow| {
+        let is_wanted = |row: &&ListedFlow| {
             (query.dropped || !row.dropped)
                 && (search.is_empty() || search.matches(&self.texts(row)))
         };
-        let mut rows: Vec<FlowRow> = self.rows.iter().filter(is_wanted).copied().collect();
+        let mut rows: Vec<ListedFlow> = self.rows.iter().filter(is_wanted).copied().collect();
         // The address decides between equal flows, so that pages do not overlap.
-        let address = |row: &FlowRow| (row.record.key.1, row.record.key.0, row.index);
-        let flow = |row: &FlowRow| row.record.flow;
+        let address = |row: &ListedFlow| (row.record.key.1, row.record.key.0, row.index);
+        let flow = |row: &ListedFlow| row.record.flow;
         match query.order {
             FlowOrder::Recent => rows.sort_by_key(|r| (Reverse(flow(r).seen_ms), address(r))),
             FlowOrder::Packets => rows.sort_by_key(|r| (Reverse(flow(r).packets), address(r))),
@@ -203,7 +203,7 @@ impl FlowTable {
     }
 
     /// Returns the texts of a flow that can be searched.
-    fn texts(&self, row: &FlowRow) -> Vec<String> {
+    fn texts(&self, row: &ListedFlow) -> Vec<String> {
         let view = self.view(row);
         let mut texts = vec![view.iif, view.source, view.group, view.plane];
         texts.extend(view.route);
@@ -215,7 +215,7 @@ impl FlowTable {
     }
 
     /// Renders a flow with the route that forwards it in this snapshot.
-    pub fn view(&self, row: &FlowRow) -> FlowView {
+    pub fn view(&self, row: &ListedFlow) -> FlowView {
         let name = self.names.get(&row.index).map_or("", IfName::as_str);
         FlowView {
             dropped: row.dropped,
@@ -337,7 +337,7 @@ mod tests {
     }
 
     /// Returns a flow. Flow `n` has `n` packets of 100 bytes.
-    fn row(n: u32) -> FlowRow {
+    fn row(n: u32) -> ListedFlow {
         let [_, _, high, low] = n.to_be_bytes();
         let flow = Flow {
             verdicts: Verdicts::default(),
@@ -348,7 +348,7 @@ mod tests {
             seen_ms: 1_000 + u64::from(n % 7),
         };
         let key = ([10, 0, high, low].into(), [232, 1, high, low].into());
-        FlowRow {
+        ListedFlow {
             index: index(),
             dropped: n % 1_000 == 999,
             record: FlowRecord { key, flow },

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
-use super::frame::{Frame, RateMemory, Readings};
+use super::frame::{LiveFrame, RateMemory, Readings};
 use super::table::TableName;
 use crate::actors::RouterContext;
 use crate::api::FlowQuery;
@@ -28,7 +28,7 @@ const MAX_SUBSCRIPTIONS: usize = 16;
 /// The frames, and who watches them.
 pub struct Feed {
     context: Arc<RouterContext>,
-    frames: watch::Sender<Arc<Frame>>,
+    frames: watch::Sender<Arc<LiveFrame>>,
     watched: Mutex<Watched>,
     /// Notified when a client waits for a frame.
     wanted: Notify,
@@ -43,10 +43,10 @@ struct Watched {
 }
 
 /// A client that watches tables, until it is dropped.
-pub struct Subscription {
+pub struct FeedSubscription {
     id: u64,
     feed: Arc<Feed>,
-    frames: watch::Receiver<Arc<Frame>>,
+    frames: watch::Receiver<Arc<LiveFrame>>,
 }
 
 /// There are as many clients as the feed serves.
@@ -79,7 +79,7 @@ impl Feed {
     pub fn subscribe(
         self: &Arc<Self>,
         tables: Vec<TableName>,
-    ) -> Result<Subscription, TooManySubscriptions> {
+    ) -> Result<FeedSubscription, TooManySubscriptions> {
         let mut watched = self.watched();
         if watched.clients.len() >= MAX_SUBSCRIPTIONS {
             return Err(TooManySubscriptions);
@@ -91,7 +91,7 @@ impl Feed {
             actix_web::rt::spawn(self.clone().run());
         }
         self.wanted.notify_one();
-        Ok(Subscription {
+        Ok(FeedSubscription {
             id,
             feed: self.clone(),
             frames: self.frames.subscribe(),
@@ -115,7 +115,7 @@ impl Feed {
                 unwatched = 0;
                 let readings = read(&self.context, tables).await;
                 let made = background::run(move || {
-                    let frame = Frame::new(readings, &mut memory);
+                    let frame = LiveFrame::new(readings, &mut memory);
                     (frame, memory)
                 });
                 // Without a thread, there is no frame this time.
@@ -154,15 +154,15 @@ impl Watched {
     }
 }
 
-impl Subscription {
+impl FeedSubscription {
     /// Waits for the next frame.
-    pub async fn frame(&mut self) -> Option<Arc<Frame>> {
+    pub async fn frame(&mut self) -> Option<Arc<LiveFrame>> {
         self.frames.changed().await.ok()?;
         Some(self.frames.borrow_and_update().clone())
     }
 }
 
-impl Drop for Subscription {
+impl Drop for FeedSubscription {
     fn drop(&mut self) {
         self.feed.watched().clients.retain(|(id, _)| *id != self.id);
     }

@@ -9,12 +9,12 @@ use super::rates::{CounterRates, FlowRates};
 use super::table::{Row, TableName, TablePage};
 use crate::api::events::EventQuery;
 use crate::api::{FlowOrder, FlowQuery, ShowReply};
-use crate::frontend::flow_views::{FlowRow, FlowTable};
+use crate::frontend::flow_views::{FlowTable, ListedFlow};
 use crate::frontend::search::Search;
 
 /// The tables that clients watch, at one time.
 #[derive(Default)]
-pub struct Frame {
+pub struct LiveFrame {
     at_ms: u64,
     /// Properties of the router as a whole.
     router: Value,
@@ -46,7 +46,7 @@ pub struct RateMemory {
     flows: Arc<FlowRates>,
 }
 
-impl Frame {
+impl LiveFrame {
     /// Returns the frame with these readings, and with the rates since the readings before.
     pub fn new(readings: Readings, memory: &mut RateMemory) -> Self {
         let at_ms = readings.at_ms;
@@ -132,9 +132,9 @@ impl Frame {
                 ..FlowQuery::default()
             },
         };
-        let bit_rate = |row: &FlowRow| rates.rate(row).map_or(0.0, |rate| rate.bits);
+        let bit_rate = |row: &ListedFlow| rates.rate(row).map_or(0.0, |rate| rate.bits);
         let (rows, total) = flows.select(&selection, bit_rate);
-        let row = |row: &FlowRow| {
+        let row = |row: &ListedFlow| {
             let mut value = serde_json::to_value(flows.view(row)).unwrap_or_default();
             if let (Some(rate), Some(object)) = (rates.rate(row), value.as_object_mut()) {
                 let rates = json!({ "packets": rate.packets, "bits": rate.bits });
@@ -210,12 +210,12 @@ mod tests {
     fn state_has_the_tables_of_the_view() {
         let mut memory = RateMemory::default();
         let routes = query(EventView::Routes);
-        let frame = Frame::new(readings(1_000, &["a", "b"]), &mut memory);
+        let frame = LiveFrame::new(readings(1_000, &["a", "b"]), &mut memory);
         let state = frame.state(&routes).unwrap();
         assert_eq!(state["tables"]["routes"]["order"], json!(["a", "b"]));
         assert_eq!(state["tables"]["pending"]["total"], 0);
         assert_eq!(frame.state(&query(EventView::Groups)), None, "not read");
-        let frame = Frame::new(readings(2_000, &["a"]), &mut memory);
+        let frame = LiveFrame::new(readings(2_000, &["a"]), &mut memory);
         let state = frame.state(&routes).unwrap();
         assert_eq!(
             state["tables"]["routes"]["rows"]["a"]["rates"]["packets"],
@@ -229,7 +229,7 @@ mod tests {
             error: Some("routing does not answer".into()),
             ..Readings::default()
         };
-        let frame = Frame::new(readings, &mut RateMemory::default());
+        let frame = LiveFrame::new(readings, &mut RateMemory::default());
         let state = frame.state(&query(EventView::Groups)).unwrap();
         assert_eq!(state["error"], "routing does not answer");
     }

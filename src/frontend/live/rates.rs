@@ -4,7 +4,7 @@ use ahash::AHashMap;
 use serde_json::{Map, Value, json};
 
 use super::table::Row;
-use crate::frontend::flow_views::FlowRow;
+use crate::frontend::flow_views::ListedFlow;
 use crate::model::InterfaceId;
 use crate::table::flows::FlowKey;
 
@@ -111,8 +111,8 @@ pub struct FlowRate {
 
 impl FlowRates {
     /// Returns the rates after another reading. Forgets flows that have ended.
-    pub fn after(&self, rows: &[FlowRow], now_ms: u64) -> Self {
-        let reading = |row: &FlowRow| {
+    pub fn after(&self, rows: &[ListedFlow], now_ms: u64) -> Self {
+        let reading = |row: &ListedFlow| {
             let key = (row.index, row.record.key, row.dropped);
             (key, next_flow_reading(self.0.get(&key), row, now_ms))
         };
@@ -120,7 +120,7 @@ impl FlowRates {
     }
 
     /// Returns the rate of a flow. `None` if it has been read only once.
-    pub fn rate(&self, row: &FlowRow) -> Option<FlowRate> {
+    pub fn rate(&self, row: &ListedFlow) -> Option<FlowRate> {
         let reading = self.0.get(&(row.index, row.record.key, row.dropped))?;
         let rate = reading.rate?;
         Some(FlowRate {
@@ -130,7 +130,7 @@ impl FlowRates {
     }
 }
 
-fn next_flow_reading(former: Option<&FlowReading>, row: &FlowRow, now_ms: u64) -> FlowReading {
+fn next_flow_reading(former: Option<&FlowReading>, row: &ListedFlow, now_ms: u64) -> FlowReading {
     let flow = &row.record.flow;
     let reading = FlowReading {
         packets: flow.packets,
@@ -210,8 +210,8 @@ mod tests {
         assert!(rates.0.is_empty());
     }
 
-    fn flow(packets: u64, seen_ms: u64) -> FlowRow {
-        FlowRow {
+    fn flow(packets: u64, seen_ms: u64) -> ListedFlow {
+        ListedFlow {
             index: InterfaceId::new(1).unwrap(),
             dropped: false,
             record: FlowRecord {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
-use super::feed::{Feed, Subscription, TooManySubscriptions};
+use super::feed::{Feed, FeedSubscription, TooManySubscriptions};
 use super::frame::flow_order;
 use super::merge_patch::merge_patch;
 use super::table::TableName;
@@ -27,7 +27,7 @@ const MAX_TEXT: usize = 200;
 /// The events of one client.
 pub struct EventStream {
     query: Arc<EventQuery>,
-    subscription: Subscription,
+    subscription: FeedSubscription,
     /// The state that the client has.
     sent: Value,
     ends: Instant,

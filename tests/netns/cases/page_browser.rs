@@ -21,7 +21,7 @@ const FLOWS: usize = 10_000;
 fn page_works_in_a_browser(lab: &Lab) {
     let star = Star::v4(lab, 3);
     let settings = [
-        "[limits]\nflow_idle = 600\n[monitor.sequence]\noffset = 0\nbytes = 4\n".into(),
+        "[limits]\nflow_idle = 600\n[monitor]\nsequence_offset = 0\nsequence_bytes = 4\n".into(),
         route(
             "cameras",
             "in",
