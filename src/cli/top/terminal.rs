@@ -18,11 +18,12 @@ use super::state::{Key, TopRequest, TopState};
 use super::tables::View;
 use crate::api::ExplainQuery;
 
-/// Longest wait for a key before signals and readings are looked at.
+/// Longest wait for a key or a reading before signals are looked at.
 const TICK: Duration = Duration::from_millis(50);
 
-/// What the thread that reads from the router sends.
+/// What the threads that read from the router and from the keyboard send.
 enum Answer {
+    Terminal(Event),
     Tables(Box<Result<Reading, String>>),
     Explained(ExplainQuery, String),
 }
@@ -48,12 +49,21 @@ pub(super) fn run(
     }
     let (requests, to_read) = channel();
     let (to_show, answers) = channel();
+    let keys = to_show.clone();
     // The router may take seconds to answer; keys are handled meanwhile.
     std::thread::spawn(move || read_repeatedly(&socket, started, interval, &to_read, &to_show));
     let mut state = TopState::new(view);
     state.read(Ok(first));
     // Also restores the terminal when the program panics.
     let mut terminal = ratatui::try_init()?;
+    // When the terminal goes away, crossterm does not return from a read any more.
+    std::thread::spawn(move || {
+        while let Ok(event) = event::read() {
+            if keys.send(Answer::Terminal(event)).is_err() {
+                break;
+            }
+        }
+    });
     let result = show(&mut terminal, &mut state, &stop, &requests, &answers);
     let restored = ratatui::try_restore();
     result.and(restored)
@@ -69,40 +79,31 @@ fn show(
     let palette = Palette {
         has_colours: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
     };
-    let mut is_new = true;
+    terminal.draw(|frame| draw(frame, state, palette))?;
     while !stop.load(Ordering::Relaxed) {
-        for answer in answers.try_iter() {
-            match answer {
-                Answer::Tables(reading) => state.read(*reading),
-                Answer::Explained(query, text) => state.explained(&query, text),
-            }
-            is_new = true;
-        }
-        if is_new {
-            terminal.draw(|frame| draw(frame, state, palette))?;
-            is_new = false;
-        }
-        if !event::poll(TICK)? {
-            continue;
-        }
-        is_new = true;
-        let Event::Key(key) = event::read()? else {
-            continue;
-        };
-        match input(key) {
-            Some(Input::Quit) => return Ok(()),
-            Some(Input::Suspend) => suspend(terminal)?,
-            Some(Input::Key(key)) => {
-                let height = terminal.size()?.height;
-                match state.key(key, page_len(height)) {
-                    Some(TopRequest::Quit) => return Ok(()),
-                    // The thread ends with the program only.
-                    Some(request) => drop(requests.send(request)),
-                    None => {}
+        match answers.recv_timeout(TICK) {
+            Ok(Answer::Tables(reading)) => state.read(*reading),
+            Ok(Answer::Explained(query, text)) => state.explained(&query, text),
+            Ok(Answer::Terminal(Event::Key(key))) => match input(key) {
+                Some(Input::Quit) => return Ok(()),
+                Some(Input::Suspend) => suspend(terminal)?,
+                Some(Input::Key(key)) => {
+                    let height = terminal.size()?.height;
+                    match state.key(key, page_len(height)) {
+                        Some(TopRequest::Quit) => return Ok(()),
+                        // The thread ends with the program only.
+                        Some(request) => drop(requests.send(request)),
+                        None => {}
+                    }
                 }
-            }
-            None => {}
+                None => {}
+            },
+            // The size has changed.
+            Ok(Answer::Terminal(_)) => {}
+            Err(RecvTimeoutError::Timeout) => continue,
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
+        terminal.draw(|frame| draw(frame, state, palette))?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::{cases, route};
 use crate::lab::router::BINARY;
-use crate::lab::{Injector, Lab, Ns, Program, Router, Star, TIMEOUT, Udp, wait_until};
+use crate::lab::{Injector, Lab, Ns, Program, Router, Star, TIMEOUT, Udp, eventually, wait_until};
 
 cases!("top":
     #[Program("tmux", "tmux")] top_shows_counted_traffic_and_opens_a_flow,
@@ -210,6 +210,12 @@ fn top_leaves_the_terminal_as_it_was(lab: &Lab) {
         let answer = screen.lines().rev().skip_while(|line| *line != done).nth(1);
         assert_eq!(answer, Some("1"), "{end}: {screen}");
     }
+    // Without a terminal it ends too.
+    let other = Terminal::new(lab, &star.rtr);
+    other.top(&router, "");
+    other.expect("Enter: open");
+    drop(other);
+    eventually("no process remains", String::new(), pid);
     // A router that goes away is reported, and the last numbers stay.
     terminal.top(&router, "");
     terminal.expect("Enter: open");
