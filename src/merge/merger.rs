@@ -7,7 +7,7 @@ use ahash::{AHashMap, RandomState};
 use super::fingerprint::Fingerprints;
 use super::held::{HeldPacket, HeldPackets};
 use super::packet::MergePacket;
-use super::sequence::Sequence;
+use super::sequence::PacketNumber;
 use super::statistics::MergeStatistics;
 use super::step::Step;
 use super::stream::{Fate, LIVENESS_NS, MergedStream, NumberedPacket, Place};
@@ -121,7 +121,7 @@ impl Merger {
         self.statistics.received[path.index()] += 1;
         let sequence = packet
             .payload
-            .and_then(|payload| Sequence::read(self.by, payload));
+            .and_then(|payload| PacketNumber::read(self.by, payload));
         let Some(sequence) = sequence else {
             return self.compare_payload(path, packet, time_ns);
         };

@@ -12,7 +12,7 @@ const RTP_HEADER_LEN: usize = 12;
 
 /// The sequence number of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sequence {
+pub(super) struct PacketNumber {
     /// The number.
     pub number: u64,
     /// Its length in bits.
@@ -21,7 +21,7 @@ pub(super) struct Sequence {
     pub stream: u64,
 }
 
-impl Sequence {
+impl PacketNumber {
     /// Reads the number from a UDP payload. Returns `None` if it has none.
     pub fn read(by: MergeBy, payload: &[u8]) -> Option<Self> {
         match by {
@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn rtp_header_is_read_and_rtcp_is_not() {
         let mut packet = [0x80, 33, 0x12, 0x34, 0, 0, 0, 0, 0xde, 0xad, 0xbe, 0xef];
-        let read = Sequence::read(MergeBy::Rtp, &packet).unwrap();
+        let read = PacketNumber::read(MergeBy::Rtp, &packet).unwrap();
         assert_eq!(
             (read.number, read.bits, read.stream),
             (0x1234, 16, 0xdead_beef)
@@ -94,14 +94,14 @@ mod tests {
         // With marker.
         for payload_type in [33, 96, 127] {
             packet[1] = 0x80 | payload_type;
-            assert!(Sequence::read(MergeBy::Rtp, &packet).is_some());
+            assert!(PacketNumber::read(MergeBy::Rtp, &packet).is_some());
         }
         // A sender report.
         packet[1] = 200;
-        assert!(Sequence::read(MergeBy::Rtp, &packet).is_none());
+        assert!(PacketNumber::read(MergeBy::Rtp, &packet).is_none());
         packet[..2].copy_from_slice(&[0x40, 33]);
-        assert!(Sequence::read(MergeBy::Rtp, &packet).is_none());
-        assert!(Sequence::read(MergeBy::Rtp, &packet[..11]).is_none());
+        assert!(PacketNumber::read(MergeBy::Rtp, &packet).is_none());
+        assert!(PacketNumber::read(MergeBy::Rtp, &packet[..11]).is_none());
     }
 
     #[test]
@@ -110,8 +110,8 @@ mod tests {
             offset: 4,
             bytes: 3,
         };
-        let read = Sequence::read(by, &[9, 9, 9, 9, 1, 2, 3]).unwrap();
+        let read = PacketNumber::read(by, &[9, 9, 9, 9, 1, 2, 3]).unwrap();
         assert_eq!((read.number, read.bits, read.stream), (0x01_0203, 24, 0));
-        assert!(Sequence::read(by, &[9, 9, 9, 9, 1, 2]).is_none());
+        assert!(PacketNumber::read(by, &[9, 9, 9, 9, 1, 2]).is_none());
     }
 }
