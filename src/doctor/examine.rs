@@ -117,11 +117,12 @@ fn links(facts: &Facts, out: &mut Vec<Finding>) {
 }
 
 /// Drop reasons that are part of normal operation. The alerts and the dashboard exclude them too.
-pub const NORMAL_REASONS: [&str; 12] = [
+pub const NORMAL_REASONS: [&str; 13] = [
     "no_route",
     "source_excepted",
     "not_wanted",
     "standby",
+    "merge_duplicate",
     "other_forwarder",
     "ttl_threshold",
     "link_local",
