@@ -41,7 +41,7 @@ pub(super) struct InterfaceRates {
 
 /// The rates of one flow.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct FlowRates {
+pub(super) struct FlowSpeed {
     /// Packets in a second.
     pub packets: f64,
     /// Bits in a second.
@@ -54,7 +54,7 @@ pub(super) struct Rates {
     /// By name.
     pub interfaces: HashMap<String, InterfaceRates>,
     /// By [`flow_key`].
-    pub flows: HashMap<String, FlowRates>,
+    pub flows: HashMap<String, FlowSpeed>,
     /// Packets in a second, by [`drop_key`].
     pub drops: HashMap<String, f64>,
 }
@@ -110,7 +110,7 @@ impl Rates {
             })
         };
         let flow = |before: &FlowView, now: &FlowView| {
-            Some(FlowRates {
+            Some(FlowSpeed {
                 packets: rate(before.packets, now.packets)?,
                 bits: rate(before.bytes, now.bytes)? * 8.0,
             })

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::rates::{CounterRates, FlowRates};
-use super::table::{Row, TableName, TablePage};
+use super::table::{LiveRow, TableName, TablePage};
 use crate::api::events::EventQuery;
 use crate::api::{FlowOrder, FlowQuery, ShowReply};
 use crate::frontend::flow_views::{FlowTable, ListedFlow};
@@ -18,7 +18,7 @@ pub struct LiveFrame {
     at_ms: u64,
     /// Properties of the router as a whole.
     router: Value,
-    tables: BTreeMap<TableName, Vec<Row>>,
+    tables: BTreeMap<TableName, Vec<LiveRow>>,
     flows: Option<(FlowTable, Arc<FlowRates>)>,
     /// Why tables are missing.
     error: Option<String>,

@@ -3,7 +3,7 @@
 use ahash::AHashMap;
 use serde_json::{Map, Value, json};
 
-use super::table::Row;
+use super::table::LiveRow;
 use crate::frontend::flow_views::ListedFlow;
 use crate::model::InterfaceId;
 use crate::table::flows::FlowKey;
@@ -28,7 +28,7 @@ struct Reading {
 impl CounterRates {
     /// Adds a property `rates` to each row that had the same key at an earlier time, with the rates
     /// of its `counters` per second. Forgets other rows.
-    pub fn add_to(&mut self, rows: &mut [Row], counters: &[&str], at_ms: u64) {
+    pub fn add_to(&mut self, rows: &mut [LiveRow], counters: &[&str], at_ms: u64) {
         let mut readings = AHashMap::with_capacity(rows.len());
         for row in rows {
             let value = |name: &&str| row.values.get(*name).and_then(Value::as_u64).unwrap_or(0);
@@ -174,13 +174,13 @@ mod tests {
     use super::*;
     use crate::table::flows::{Flow, FlowRecord, Verdicts};
 
-    fn rows(packets: u64) -> Vec<Row> {
+    fn rows(packets: u64) -> Vec<LiveRow> {
         let values = json!({"packets": packets, "other": 7});
         let Value::Object(values) = values else {
             panic!("no object")
         };
         let key = "eth0".into();
-        vec![Row { key, values }]
+        vec![LiveRow { key, values }]
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub enum TableName {
 
 /// A row.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Row {
+pub struct LiveRow {
     /// Identifies the row in its table.
     pub key: String,
     /// The properties of the API, without those that are null.
@@ -58,7 +58,7 @@ pub struct Row {
 #[derive(Debug, Clone, PartialEq)]
 pub struct TablePage {
     /// The rows of the page.
-    pub rows: Vec<Row>,
+    pub rows: Vec<LiveRow>,
     /// The number of rows that match the search.
     pub total: usize,
     /// How many of the first rows are left out.
@@ -167,7 +167,7 @@ impl TableName {
     }
 
     /// Returns the rows in the data of the reply to [`Self::source`]: a list of objects.
-    pub fn rows(self, list: Vec<Value>) -> Vec<Row> {
+    pub fn rows(self, list: Vec<Value>) -> Vec<LiveRow> {
         let objects = list.into_iter().flat_map(|value| match self {
             Self::Offers => nested(value, "offers"),
             Self::Questions => nested(value, "questions"),
@@ -177,12 +177,12 @@ impl TableName {
             Self::Routes => vec![with_totals(value)],
             _ => vec![value],
         });
-        let mut rows: Vec<Row> = Vec::new();
+        let mut rows: Vec<LiveRow> = Vec::new();
         for mut object in objects {
             without_nulls(&mut object);
             if let Value::Object(values) = object {
                 let key = self.key(&values);
-                rows.push(Row { key, values });
+                rows.push(LiveRow { key, values });
             }
         }
         number_equal_keys(&mut rows);
@@ -197,7 +197,7 @@ impl TableName {
 }
 
 /// Makes the keys of a table different, for instance those of two routes of the same name.
-fn number_equal_keys(rows: &mut [Row]) {
+fn number_equal_keys(rows: &mut [LiveRow]) {
     let mut numbers: ahash::AHashMap<String, usize> = ahash::AHashMap::new();
     for row in rows {
         let number = numbers.entry(row.key.clone()).or_default();
@@ -246,9 +246,15 @@ fn with_totals(mut route: Value) -> Value {
 
 impl TablePage {
     /// Returns a page of the rows that match `search`. `order` is a property, or empty.
-    pub fn select(rows: &[Row], search: &Search, order: &str, offset: usize, limit: usize) -> Self {
-        let matches = |row: &&Row| search.is_empty() || search.matches(&texts(&row.values));
-        let mut matching: Vec<&Row> = rows.iter().filter(matches).collect();
+    pub fn select(
+        rows: &[LiveRow],
+        search: &Search,
+        order: &str,
+        offset: usize,
+        limit: usize,
+    ) -> Self {
+        let matches = |row: &&LiveRow| search.is_empty() || search.matches(&texts(&row.values));
+        let mut matching: Vec<&LiveRow> = rows.iter().filter(matches).collect();
         let (property, is_reverse) = match order.strip_prefix('-') {
             Some(property) => (property, true),
             None => (order, false),
@@ -330,7 +336,7 @@ fn add_texts<'a>(value: &'a Value, texts: &mut Vec<&'a str>) {
 mod tests {
     use super::*;
 
-    fn groups(number: usize) -> Vec<Row> {
+    fn groups(number: usize) -> Vec<LiveRow> {
         let group = |n: usize| {
             json!({
                 "interface": "eth1", "role": "router", "mode": "include", "expires_ms": null,
@@ -348,7 +354,7 @@ mod tests {
             TablePage::select(&rows, &Search::new(search), order, offset, limit)
         };
         let numbers = |page: &TablePage| -> Vec<u64> {
-            let number = |row: &Row| row.values["number"].as_u64().unwrap();
+            let number = |row: &LiveRow| row.values["number"].as_u64().unwrap();
             page.rows.iter().map(number).collect()
         };
         let all = page("", "", 9_990, 50);
