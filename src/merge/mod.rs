@@ -10,9 +10,8 @@
 //! - where a path reorders, longer by the largest delay of a reordered packet in the last seconds;
 //! - at most for the window.
 //!
-//! A path that has brought no packet for [`stream::LIVENESS_NS`] is not waited for. In the first
-//! moments of a stream, [`stream::LEARNING_NS`], the window stands for the delays that are not
-//! known yet.
+//! A path that has brought no packet for a second is not waited for. In the first two seconds of a
+//! stream, the window stands for the delays that are not known yet.
 //!
 //! Where a packet has no number, and where `by` is the payload, packets are compared by a
 //! fingerprint of their payload: the first of two copies is passed on, and nothing is held.

@@ -7,13 +7,19 @@
 //! unless each of its datagrams must be examined. The egress segments it if its interface does not
 //! accept GSO.
 
+mod captured;
+mod held;
+
 use std::sync::Arc;
+
+use captured::{copy_message, decided_summary, ip_packet, on_wire, summary};
+use held::HeldRelease;
 
 use super::counts::SwitchCounts;
 use super::merging::{MergeLock, Merging};
 use super::packet_trace::{NoPacketTrace, PacketTrace};
 use super::translate::{Translator, UntranslatedPacket, uses_side_buffer};
-use super::{Batch, CapturedMessage, Messages, Packet, SharedBatch, Slot};
+use super::{Batch, Messages, Packet, SharedBatch, Slot};
 use crate::forward::finish::finish_packet;
 use crate::forward::segment::{gso_layout, prepare_for_kernel_gso, segment};
 use crate::forward::{
@@ -345,7 +351,7 @@ impl Switch {
             }
             let steps = merger.take_steps();
             for step in &steps {
-                self.take_step(fib, *step, &mut merger, &mut out, now_ms);
+                self.held(fib, &mut out, now_ms).take(*step, &mut merger);
             }
             merger.recycle(steps);
             shared.set_waiting(merger.is_waiting());
@@ -431,7 +437,7 @@ impl Switch {
             for step in &steps {
                 match step {
                     Step::Current => self.distribute(decided, batch, out, trace),
-                    step => self.take_step(fib, *step, merger, out, now_ms),
+                    step => self.held(fib, out, now_ms).take(*step, merger),
                 }
             }
             merger.recycle(steps);
@@ -466,85 +472,16 @@ impl Switch {
         self.ranges = ranges;
     }
 
-    /// Forwards or drops a packet that was held.
-    fn take_step(
-        &mut self,
-        fib: &Fib,
-        step: Step,
-        merger: &mut Merger,
-        out: &mut Output,
-        now_ms: u64,
-    ) {
-        let (Step::Held(number) | Step::Expired(number)) = step else {
-            return;
-        };
-        if let Some(held) = merger.held(number) {
-            let summary = IpSummary::read(&held.bytes);
-            let counted = (1, held.bytes.len() as u64);
-            let mut drop = |reason: DropReason, egress: Option<EgressId>| {
-                match egress {
-                    Some(egress) => out.counts.count_refused(egress, reason, 1),
-                    None => out.counts.dropped[reason as usize] += 1,
-                }
-                let egress = egress.and_then(|id| fib.egresses.get(id as usize));
-                let egress = egress.map(|egress| egress.index);
-                self.drops.count(reason, egress, summary, counted, now_ms);
-                if let Some(id) = held.monitored {
-                    self.monitor.count_dropped(id, egress, reason, 1, now_ms);
-                }
-            };
-            match (step, route_of(fib, held)) {
-                (Step::Expired(_), _) => drop(DropReason::MergeLate, None),
-                (_, None) => drop(DropReason::NoRoute, None),
-                (_, Some(route)) => {
-                    let start = out.side_buffer.len() as u32;
-                    out.side_buffer.extend_from_slice(&held.bytes);
-                    self.add_held(fib, route, held, start, out, now_ms);
-                }
-            }
-        }
-        merger.remove(number);
-    }
-
-    /// Adds a packet that was held, and is in the side buffer now, to its egresses.
-    fn add_held(
-        &mut self,
-        fib: &Fib,
-        route: &Entry,
-        held: &HeldPacket,
-        start: u32,
-        out: &mut Output,
-        now_ms: u64,
-    ) {
-        let len = held.bytes.len() as u32;
-        for id in &route.paths {
-            let path = &fib.paths[*id as usize];
-            let egress = &fib.egresses[path.egress as usize];
-            let bandwidth = &self.streams.bandwidth;
-            let checked = egress_check(path, egress, held.ttl)
-                .and_then(|()| bandwidth_check(bandwidth, egress.bandwidth, &held.stream, || 0));
-            if let Err(reason) = checked {
-                out.counts.count_refused(path.egress, reason, 1);
-                let summary = IpSummary::read(&held.bytes);
-                let counted = (1, len.into());
-                let egress = Some(egress.index);
-                self.drops.count(reason, egress, summary, counted, now_ms);
-                if let Some(id) = held.monitored {
-                    self.monitor.count_dropped(id, egress, reason, 1, now_ms);
-                }
-                continue;
-            }
-            let position = &mut self.egresses[path.egress as usize];
-            let position = position.index(path.egress, out);
-            out.egresses[position].1.push(Slot {
-                start,
-                len,
-                in_side_buffer: true,
-                segments: None,
-                path: *id,
-                received_ns: held.received_ns,
-                stream: held.monitored,
-            });
+    /// Returns what forwards or drops packets that were held.
+    fn held<'a>(&'a mut self, fib: &'a Fib, out: &'a mut Output, now_ms: u64) -> HeldRelease<'a> {
+        HeldRelease {
+            fib,
+            streams: &self.streams,
+            drops: &mut self.drops,
+            monitor: &mut self.monitor,
+            egresses: &mut self.egresses,
+            out,
+            now_ms,
         }
     }
 
@@ -599,18 +536,7 @@ impl Switch {
         let Some(kind) = concerns_stream.then(kind).flatten() else {
             return;
         };
-        let packet_bytes = || {
-            let bytes = batch.bytes().get(packet.start as usize..)?;
-            let bytes = bytes.get(..packet.len as usize)?;
-            let (_, tags) = vlan::skip_tags(packet.ethertype, bytes).ok()?;
-            let datagram = ip::IpHeader::parse(&bytes[tags..]).ok()?;
-            let segments = match packet.offload {
-                Offload::UdpSegments { payload } => gso_layout(&bytes[tags..], &datagram, payload),
-                _ => None,
-            };
-            Some((&bytes[tags..tags + datagram.packet_len], segments))
-        };
-        let Some((bytes, segments)) = packet_bytes() else {
+        let Some((bytes, segments)) = ip_packet(batch, packet) else {
             return;
         };
         let observed = ObservedPacket {
@@ -1046,76 +972,6 @@ impl Output {
             messages: self.messages,
             counts: self.counts,
         }
-    }
-}
-
-/// Returns the route of a held packet, if it still merges two paths.
-fn route_of<'f>(fib: &'f Fib, held: &HeldPacket) -> Option<&'f Entry> {
-    let ingress = fib.ingresses.get(&held.ingress)?;
-    let verdicts = look_up(fib, ingress, held.stream).ok()?;
-    let entry = fib.entries.get(verdicts.entry? as usize)?;
-    entry.merge.is_some().then_some(entry)
-}
-
-/// Returns the packets and bytes on the wire of a captured packet; a GSO packet counts as its
-/// segments.
-fn on_wire(batch: &Batch, packet: &Packet) -> (u64, u64) {
-    let gso = || {
-        let Offload::UdpSegments { payload } = packet.offload else {
-            return None;
-        };
-        let bytes = batch.bytes().get(packet.start as usize..)?;
-        let bytes = bytes.get(..packet.len as usize)?;
-        let (_, tags) = vlan::skip_tags(packet.ethertype, bytes).ok()?;
-        let datagram = ip::IpHeader::parse(&bytes[tags..]).ok()?;
-        let gso = gso_layout(&bytes[tags..], &datagram, payload)?;
-        Some((
-            gso.count(datagram.packet_len),
-            gso.bytes(datagram.packet_len),
-        ))
-    };
-    gso().unwrap_or((1, packet.len.into()))
-}
-
-/// Returns the summary of a dropped packet.
-fn summary(batch: &Batch, packet: &Packet) -> Option<IpSummary> {
-    let bytes = batch.bytes().get(packet.start as usize..)?;
-    let bytes = bytes.get(..packet.len as usize)?;
-    let (_, tags) = vlan::skip_tags(packet.ethertype, bytes).ok()?;
-    IpSummary::read(&bytes[tags..])
-}
-
-/// Returns the summary of a packet that was dropped after the decision. The packet is one of
-/// `datagrams` in a GSO packet, and may have been translated in place.
-fn decided_summary(
-    decision: &Decision<'_>,
-    batch: &Batch,
-    packet: &Packet,
-    datagrams: u64,
-) -> IpSummary {
-    let datagram = &decision.datagram;
-    let is_original =
-        |s: &IpSummary| (s.source, s.destination) == (datagram.source, datagram.destination);
-    IpSummary {
-        source: datagram.source,
-        destination: datagram.destination,
-        ttl: datagram.ttl,
-        len: (datagram.packet_len as u64 / datagrams.max(1)) as u32,
-        port: summary(batch, packet)
-            .filter(is_original)
-            .and_then(|s| s.port),
-    }
-}
-
-/// Copies an IGMP, MLD or router discovery message out of the batch.
-fn copy_message(batch: &Batch, packet: &Packet, messages: &mut Messages) {
-    let start = packet.start as usize;
-    let bytes = &batch.bytes()[start..start + packet.len as usize];
-    if let Ok((_, tags)) = vlan::skip_tags(packet.ethertype, bytes) {
-        messages.push(CapturedMessage {
-            bytes: &bytes[tags..],
-            outgoing: packet.outgoing,
-        });
     }
 }
 
