@@ -1,21 +1,21 @@
 //! Captures packets on one interface, switches them, and passes batches to the forwarders of its
 //! worker thread.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context as Task, Poll, Waker, ready};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::task::{Context as Task, Poll, ready};
+use std::time::{Duration, Instant};
 
 use actix::fut::ActorFuture;
 use actix::prelude::*;
 use ahash::{AHashMap, AHashSet};
-use futures_util::Stream;
 use tokio::time::{Sleep, sleep};
 use tracing::warn;
 
+use super::batches::{Batches, Capture, Captured, Reading, realtime_ns};
 use super::foreign_sources::ForeignSources;
 use super::monitored_streams;
 use super::stream_rates::StreamRates;
@@ -29,9 +29,8 @@ use crate::actors::supervision::{DeathGuard, Stop, WorkerId, panics_on_demand};
 use crate::forward::{
     Arrival, DropReason, OffloadedFlow, adopt_offloaded, end_offload, may_offload, note_offloaded,
 };
-use crate::merge::SharedMerge;
 use crate::metrics::InterfaceCounters;
-use crate::model::{FlowEnd, IfName, InterfaceId, MacAddress, MergePath, PlaneName, TakeoverRole};
+use crate::model::{FlowEnd, IfName, InterfaceId, MacAddress, PlaneName, TakeoverRole};
 use crate::pipeline::hand_over::Rest;
 use crate::pipeline::packet_trace::TraceRecorder;
 use crate::pipeline::{
@@ -49,12 +48,6 @@ const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Interval at which the flows that the plane forwards by itself are counted, and rates are measured.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Interval at which an empty capture is reported to a merge that holds packets.
-const MERGE_TICK: Duration = Duration::from_millis(1);
-
-/// Longest time from the receive time of a packet until the capture returns it: that of a block.
-const MAX_CAPTURE_DELAY: Duration = Duration::from_millis(5);
 
 /// How long after a packet its loss on one path is counted at the earliest, besides the window. A
 /// busy machine may read the path late.
@@ -78,8 +71,6 @@ const MAX_DRAIN: Duration = Duration::from_millis(200);
 
 /// A capture, and the claim of its interface.
 type Opened = (Box<dyn PacketSource>, Option<Arc<IngressClaim>>);
-
-type Capture = Rc<RefCell<DroppedOffThread<Box<dyn PacketSource>>>>;
 
 /// The actor.
 pub struct Interface {
@@ -121,29 +112,6 @@ pub struct Interface {
     reading: Rc<Reading>,
     /// Whether packets may still arrive that waited for the gate.
     counts_waiting: bool,
-}
-
-/// Whether the capture is read.
-#[derive(Default)]
-struct Reading {
-    paused: Cell<bool>,
-    /// Wakes the stream of batches.
-    waker: RefCell<Option<Waker>>,
-    /// The merges of which a path arrives here.
-    merges: RefCell<Vec<(MergePath, Arc<SharedMerge>)>>,
-}
-
-impl Reading {
-    fn set_paused(&self, paused: bool) {
-        self.paused.set(paused);
-        self.wake();
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
 }
 
 impl Interface {
@@ -297,12 +265,7 @@ impl Interface {
         let Some(capture) = self.capture.clone() else {
             return;
         };
-        ctx.add_stream(Batches {
-            capture: capture.clone(),
-            in_a_row: 0,
-            reading: self.reading.clone(),
-            tick: None,
-        });
+        ctx.add_stream(Batches::new(capture.clone(), self.reading.clone()));
         let hands_over = capture.borrow_mut().hand_over().is_some();
         if hands_over && !self.watch_only {
             self.switch.flows.record_changes();
@@ -1020,85 +983,5 @@ impl Handler<FlushFlows> for Interface {
         self.flushed_ms = self.context.now_ms();
         self.update_flow_metrics();
         flushed
-    }
-}
-
-/// A batch with fewer packets is transmitted before the next one is received.
-const SMALL_BATCH: usize = 8;
-
-/// What [`Batches`] returns.
-enum Captured {
-    Batch(Batch),
-    /// Nothing waits, and a merge holds packets: everything that was received until this time was
-    /// returned.
-    Empty {
-        read_until_ns: u64,
-    },
-}
-
-/// The batches of a capture. The first error ends the actor that reads it.
-struct Batches {
-    capture: Capture,
-    in_a_row: usize,
-    reading: Rc<Reading>,
-    /// The next report that the capture is empty.
-    tick: Option<Pin<Box<Sleep>>>,
-}
-
-impl Batches {
-    /// Reports regularly that nothing waits in the capture, while a merge of it holds packets.
-    fn poll_empty(&mut self, task: &mut Task<'_>) -> Poll<Captured> {
-        let merges = self.reading.merges.borrow();
-        for (path, merge) in merges.iter() {
-            merge.register(*path, task.waker());
-        }
-        if !merges.iter().any(|(_, merge)| merge.is_waiting()) {
-            // Wakes when the merges of this interface change.
-            *self.reading.waker.borrow_mut() = Some(task.waker().clone());
-            self.tick = None;
-            return Poll::Pending;
-        }
-        let tick = self.tick.get_or_insert_with(|| Box::pin(sleep(MERGE_TICK)));
-        ready!(tick.as_mut().poll(task));
-        // The runtime looked for packets after the tick had elapsed, and found none. This thread may
-        // have been suspended since.
-        let since_tick = tick.deadline().elapsed() + MAX_CAPTURE_DELAY;
-        self.tick = None;
-        let read_until_ns = realtime_ns().saturating_sub(since_tick.as_nanos() as u64);
-        Poll::Ready(Captured::Empty { read_until_ns })
-    }
-}
-
-/// Returns the time of `CLOCK_REALTIME`, the clock of receive times.
-fn realtime_ns() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.unwrap_or_default().as_nanos() as u64
-}
-
-impl Stream for Batches {
-    type Item = io::Result<Captured>;
-
-    fn poll_next(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Self::Item>> {
-        if self.reading.paused.get() {
-            *self.reading.waker.borrow_mut() = Some(task.waker().clone());
-            return Poll::Pending;
-        }
-        // The forwarders share this thread and must run before too many batches wait.
-        if self.in_a_row >= MAX_WAITING_BATCHES / 2 {
-            self.in_a_row = 0;
-            task.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let next = self.capture.borrow_mut().poll_batch(task);
-        self.in_a_row = match &next {
-            // Most likely the last batch for now: transmit it before polling again.
-            Poll::Ready(Ok(batch)) if batch.packets.len() < SMALL_BATCH => MAX_WAITING_BATCHES,
-            Poll::Ready(_) => self.in_a_row + 1,
-            Poll::Pending => 0,
-        };
-        match next {
-            Poll::Ready(batch) => Poll::Ready(Some(batch.map(Captured::Batch))),
-            Poll::Pending => self.poll_empty(task).map(|empty| Some(Ok(empty))),
-        }
     }
 }

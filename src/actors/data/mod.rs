@@ -1,6 +1,7 @@
 //! Actors of the data path. They run on worker threads. No handler takes longer than the
 //! processing of a batch.
 
+mod batches;
 mod foreign_sources;
 pub mod forwarder;
 pub mod interface;
