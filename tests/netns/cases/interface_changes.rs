@@ -460,8 +460,8 @@ fn hundred_ingresses_appear_at_once(lab: &Lab) {
     );
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // The workers, and the threads of the control actors, of HTTP, of sockets, of the stored state, of
-    // its counters, and of upgrades.
-    assert!(threads() <= cores + 17, "{} threads", threads());
+    // its counters, of monitored streams, and of upgrades.
+    assert!(threads() <= cores + 18, "{} threads", threads());
     let gone: String = (0..100).map(|n| format!("link del many{n}\n")).collect();
     star.rtr.ip_batch(&gone);
     eventually("all ingresses are removed", 0, || {

@@ -70,8 +70,8 @@ impl Answers {
 }
 
 /// Returns settings with which each field of the answers has a value: routes, one of which
-/// translates, one of which waits, and one of which is monitored; a proxy with two upstream interfaces; an end of multicast NAT
-/// whose server does not answer; and both ends of a tunnel.
+/// translates, one waits, one is monitored, and one merges two paths; a proxy with two upstream
+/// interfaces; an end of multicast NAT whose server does not answer; and both ends of a tunnel.
 fn settings(lab: &Lab) -> String {
     let (ca, joins) = (lab.file("ca.pem"), lab.file("joins"));
     std::fs::write(&ca, Ca::new().pem()).expect("the CA");
@@ -88,6 +88,14 @@ fn settings(lab: &Lab) -> String {
             "225.5.5.5",
             &["out1"],
             "monitor = \"rtp\"\n",
+        ),
+        route(
+            "feed",
+            "in",
+            "",
+            "225.4.4.4",
+            &["out1"],
+            "merge = { with = \"out3\", window = \"50ms\" }\n",
         ),
         "[[interface]]\nname = \"out2\"\nttl_threshold = 32\nbandwidth = \"1Gbit\"\n".into(),
         proxy(
@@ -199,6 +207,7 @@ fn answers_match_the_document(lab: &Lab) {
         "explain?source=10.0.0.10&group=225.1.2.3&ttl=1",
         "explain?source=10.0.0.10&group=225.1.2.3&ttl=9",
         "explain?source=10.0.0.10&group=225.9.9.9",
+        "explain?source=10.0.0.10&group=225.4.4.4",
         "explain?source=10.0.0.10&group=225.6.6.6",
     ] {
         answers.get(&router, &format!("/api/v1/{arguments}"), 200);
