@@ -9,17 +9,19 @@
 
 mod captured;
 mod held;
+mod output;
 
 use std::sync::Arc;
 
 use captured::{copy_message, decided_summary, ip_packet, on_wire, summary};
 use held::HeldRelease;
+pub use output::Switched;
+use output::{EgressPosition, Output};
 
-use super::counts::SwitchCounts;
 use super::merging::{MergeLock, Merging};
 use super::packet_trace::{NoPacketTrace, PacketTrace};
 use super::translate::{Translator, UntranslatedPacket, uses_side_buffer};
-use super::{Batch, Messages, Packet, SharedBatch, Slot};
+use super::{Batch, Packet, Slot};
 use crate::forward::finish::finish_packet;
 use crate::forward::segment::{gso_layout, prepare_for_kernel_gso, segment};
 use crate::forward::{
@@ -30,22 +32,10 @@ use crate::merge::{HeldPacket, MergeOutcome, MergePacket, Merger, Merges, Shared
 use crate::model::{MergePath, MergeRule, MonitorKind, TranslationRule};
 use crate::streams::{ObservedPacket, StreamId, StreamMonitor};
 use crate::table::flows::{FlowBudget, FlowKey, Flows};
-use crate::table::{EgressId, Entry, Fib, Ingress, StreamState, YieldDecision};
+use crate::table::{Entry, Fib, Ingress, StreamState, YieldDecision};
 use crate::wire::ip_summary::IpSummary;
 use crate::wire::offload::{GsoLayout, Offload};
 use crate::wire::{ip, vlan};
-
-/// The result of switching a batch: its packets, sorted by egress.
-pub struct Switched {
-    /// The bytes of the packets.
-    pub shared: Arc<SharedBatch>,
-    /// For each egress with packets to send: its packets, in order.
-    pub egresses: Vec<(EgressId, Vec<Slot>)>,
-    /// IGMP, MLD and router discovery messages, if the ingress is one whose messages are processed.
-    pub messages: Messages,
-    /// The counters of this batch.
-    pub counts: SwitchCounts,
-}
 
 /// Makes the forwarding decisions for batches of one interface, and holds its flows.
 pub struct Switch {
@@ -106,27 +96,6 @@ fn hash_of_egresses(fib: &Fib, decision: &Decision<'_>) -> u64 {
     egresses.fold(0, |sum, egress| sum.wrapping_add(hash(egress.index.get())))
 }
 
-/// The position of an egress in the result of the current batch.
-#[derive(Debug, Clone, Copy, Default)]
-struct EgressPosition {
-    /// Index into [`Switched::egresses`].
-    at: Option<u32>,
-    /// Number of the last packet that was added to it.
-    packet_number: u64,
-}
-
-impl EgressPosition {
-    /// Returns the index of the egress in the result, and adds the egress if necessary.
-    fn index(&mut self, egress: EgressId, out: &mut Output) -> usize {
-        let at = self.at.get_or_insert_with(|| {
-            let slots = Vec::with_capacity(out.expected);
-            out.egresses.push((egress, slots));
-            out.egresses.len() as u32 - 1
-        });
-        *at as usize
-    }
-}
-
 /// The properties that decide the bytes of a variant: variants with equal keys have equal bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct VariantKey {
@@ -153,17 +122,6 @@ struct Decided<'a, 'f> {
     /// The stream, if it is monitored.
     stream: Option<StreamId>,
     now_ms: u64,
-}
-
-/// The result under construction.
-#[derive(Default)]
-struct Output {
-    side_buffer: Vec<u8>,
-    egresses: Vec<(EgressId, Vec<Slot>)>,
-    messages: Messages,
-    counts: SwitchCounts,
-    /// Packets in the batch: the capacity to reserve for each egress. Segmentation may exceed it.
-    expected: usize,
 }
 
 impl Default for Switch {
@@ -960,18 +918,6 @@ impl Switch {
         let ttl = ttl.unwrap_or(decision.datagram.ttl);
         finish_packet(&mut bytes[..decision.datagram.packet_len], offload, ttl)?;
         Ok((decision, start + tags))
-    }
-}
-
-impl Output {
-    fn finish(self, batch: Batch) -> Switched {
-        let side_buffer = self.side_buffer;
-        Switched {
-            shared: Arc::new(SharedBatch { batch, side_buffer }),
-            egresses: self.egresses,
-            messages: self.messages,
-            counts: self.counts,
-        }
     }
 }
 

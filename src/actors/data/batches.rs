@@ -31,7 +31,7 @@ pub(super) type Capture = Rc<RefCell<DroppedOffThread<Box<dyn PacketSource>>>>;
 
 /// Whether the capture is read.
 #[derive(Default)]
-pub(super) struct Reading {
+pub(super) struct CaptureReading {
     pub paused: Cell<bool>,
     /// Wakes the stream of batches.
     waker: RefCell<Option<Waker>>,
@@ -39,7 +39,7 @@ pub(super) struct Reading {
     pub merges: RefCell<Vec<(MergePath, Arc<SharedMerge>)>>,
 }
 
-impl Reading {
+impl CaptureReading {
     /// Sets whether the capture is not read.
     pub fn set_paused(&self, paused: bool) {
         self.paused.set(paused);
@@ -68,14 +68,14 @@ pub(super) enum Captured {
 pub(super) struct Batches {
     capture: Capture,
     in_a_row: usize,
-    reading: Rc<Reading>,
+    reading: Rc<CaptureReading>,
     /// The next report that the capture is empty.
     tick: Option<Pin<Box<Sleep>>>,
 }
 
 impl Batches {
     /// Returns the batches of a capture, while `reading` permits it.
-    pub fn new(capture: Capture, reading: Rc<Reading>) -> Self {
+    pub fn new(capture: Capture, reading: Rc<CaptureReading>) -> Self {
         Self {
             capture,
             in_a_row: 0,

@@ -15,7 +15,7 @@ use ahash::{AHashMap, AHashSet};
 use tokio::time::{Sleep, sleep};
 use tracing::warn;
 
-use super::batches::{Batches, Capture, Captured, Reading, realtime_ns};
+use super::batches::{Batches, Capture, CaptureReading, Captured, realtime_ns};
 use super::foreign_sources::ForeignSources;
 use super::monitored_streams;
 use super::stream_rates::StreamRates;
@@ -109,7 +109,7 @@ pub struct Interface {
     drops_read: Instant,
     /// Whether the next step of handing flows over is scheduled.
     hands_over: bool,
-    reading: Rc<Reading>,
+    reading: Rc<CaptureReading>,
     /// Whether packets may still arrive that waited for the gate.
     counts_waiting: bool,
 }

@@ -1,6 +1,6 @@
 //! What becomes of a packet that waited in a merge.
 
-use super::{EgressPosition, Output};
+use super::output::{EgressPosition, Output};
 use crate::forward::{DropHistory, DropReason, bandwidth_check, egress_check, look_up};
 use crate::merge::{HeldPacket, Merger, Step};
 use crate::pipeline::Slot;

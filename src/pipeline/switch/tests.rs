@@ -5,7 +5,7 @@ use crate::model::{
     Group, InterfaceId, KernelForwarding, Link, Links, ProxyRule, RouteName, RouteRule,
     SourceFilter, TtlPolicy, TtlThreshold,
 };
-use crate::table::{InterfaceOptions, MembershipDatabase, Rib};
+use crate::table::{EgressId, InterfaceOptions, MembershipDatabase, Rib};
 use crate::wire::ip::{IpHeader, refresh_ipv4_checksum};
 use crate::wire::{checksum, udp};
 
