@@ -114,6 +114,9 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", features=features)
 
     def open_view(self, name):
+        # The router notices within two seconds that a stream of events was closed, and has at most 16
+        # of them.
+        time.sleep(0.2)
         self.run(f"location.hash = '#/{name}'")
         self.wait(f"the view {name}",
                   "document.querySelector('nav a[aria-current]')?.getAttribute('href') "

@@ -19,8 +19,9 @@ use crate::model::escape::{EscapeStyle, escape};
 const LIFETIME: Duration = Duration::from_secs(50);
 /// How long a browser waits before it opens another stream, in milliseconds.
 const RETRY_MS: u32 = 500;
-/// Interval of comments while nothing changes. A write to a client that has gone fails.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Interval of comments while nothing changes. The second write to a client that has gone fails, and
+/// its stream no longer counts: who looks at many views in turn has few streams.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Most bytes of the search, and of the order.
 const MAX_TEXT: usize = 200;
 
