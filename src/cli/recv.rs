@@ -10,7 +10,7 @@ use super::exit::stream_failed;
 use super::output::print_line;
 use super::rtp_report;
 use super::signals::stop_on_signals;
-use super::silent_groups::silent_text;
+use super::silent_groups::{remarks_text, silent_text};
 use crate::model::{Group, IfName};
 use crate::probe::{DatagramStats, Latency, Payload, ProbeDatagram};
 use crate::streams::rtp::RtpPacket;
@@ -251,7 +251,7 @@ fn report_text(report: &ReceiveReport) -> String {
         "{} received, {} lost, {} duplicates, {} reordered in {:.1} s",
         report.received, report.lost, report.duplicates, report.reordered, report.seconds
     );
-    for (count, what) in [
+    let remarks = [
         (report.late, "too late to distinguish from duplicates"),
         (report.damaged, "damaged"),
         (report.foreign, "not test packets"),
@@ -260,10 +260,6 @@ fn report_text(report: &ReceiveReport) -> String {
             "in streams beyond the limit, without statistics",
         ),
         (report.socket_dropped, "dropped at the socket"),
-    ] {
-        if count > 0 {
-            text += &format!("\n{count} {what}");
-        }
-    }
-    text + &silent_text(&report.interface, &report.silent)
+    ];
+    text + &remarks_text(&remarks) + &silent_text(&report.interface, &report.silent)
 }

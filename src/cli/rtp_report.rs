@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::silent_groups::silent_text;
+use super::silent_groups::{remarks_text, silent_text};
 use crate::traffic::RtpReceiveReport;
 use crate::traffic::rtp_stats::RtpJitter;
 
@@ -54,7 +54,7 @@ pub(super) fn text(report: &RtpReceiveReport) -> String {
         report.received, report.lost, report.duplicates, report.reordered, report.seconds
     );
     let restarts: u64 = report.streams.iter().map(|s| s.rtp.restarts).sum();
-    for (count, what) in [
+    let remarks = [
         (restarts, "restarts of the sequence numbers"),
         (report.foreign, "not RTP"),
         (
@@ -62,10 +62,6 @@ pub(super) fn text(report: &RtpReceiveReport) -> String {
             "in streams beyond the limit, without statistics",
         ),
         (report.socket_dropped, "dropped at the socket"),
-    ] {
-        if count > 0 {
-            text += &format!("\n{count} {what}");
-        }
-    }
-    text + &silent_text(&report.interface, &report.silent)
+    ];
+    text + &remarks_text(&remarks) + &silent_text(&report.interface, &report.silent)
 }

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn capture_has_its_own_groups_and_ports_unless_they_are_given() {
+    fn groups_and_ports_are_those_of_the_capture_by_default() {
         let Ok(StreamOrCapture::Capture(own)) = parse("-i eth0 --play a.pcap") else {
             panic!("a capture");
         };

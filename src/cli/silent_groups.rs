@@ -1,4 +1,4 @@
-//! Groups from which nothing arrived, in the reports of `mcastor recv`.
+//! What `recv` says below its totals.
 
 use std::net::IpAddr;
 
@@ -17,4 +17,12 @@ pub(super) fn silent_text(interface: &IfName, silent: &[IpAddr]) -> String {
     text + &format!(
         "; beside recv, `mcastor doctor --interface {interface} --group {first}` may find the cause"
     )
+}
+
+/// Returns a line for each count that is not zero.
+pub(super) fn remarks_text(remarks: &[(u64, &str)]) -> String {
+    let counted = remarks.iter().filter(|(count, _)| *count > 0);
+    counted
+        .map(|(count, what)| format!("\n{count} {what}"))
+        .collect()
 }

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn burst_density_is_that_of_the_algorithm_of_the_rfc() {
+    fn burst_density_equals_that_of_rfc_3611() {
         let (mut bursts, mut rfc) = (Bursts::default(), RfcCounters::default());
         // A loss rate of 30 % within bursts of 200 packets, by a fixed sequence.
         let mut random = 12345u32;

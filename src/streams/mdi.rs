@@ -91,14 +91,14 @@ mod tests {
 
     /// RFC 4445 section 3.1: with a constant rate, the delay factor is the time of one packet.
     #[test]
-    fn delay_factor_of_a_smooth_stream_is_the_time_of_a_packet() {
+    fn smooth_stream_has_the_delay_factor_of_one_packet() {
         let view = run(1);
         assert_eq!(view.delay_factor_us, 10_000);
         assert_eq!(view.media_bits_per_second, 1_052_800);
     }
 
     #[test]
-    fn delay_factor_of_groups_is_the_time_of_a_group() {
+    fn stream_in_groups_has_the_delay_factor_of_one_group() {
         // Ten packets at once hold 100 ms of media.
         assert_eq!(run(10).delay_factor_us, 100_000);
     }
