@@ -36,7 +36,8 @@ impl Terminal {
     }
 
     fn tmux(&self, words: &[&str]) -> Option<String> {
-        let args = [&["-S", &self.socket], words].concat();
+        // -N: the server is the one above, and never one that this command starts.
+        let args = [&["-N", "-S", &self.socket], words].concat();
         let out = self.ns.output("tmux", &args);
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
         out.status.success().then_some(text)
