@@ -8,6 +8,7 @@
 
 pub mod alerts;
 pub mod analyzer;
+mod arrival_clock;
 mod bursts;
 mod datagram;
 mod detect;
@@ -21,6 +22,7 @@ mod pcr;
 mod rate;
 pub mod registry;
 pub mod report;
+mod report_turns;
 pub mod rtp;
 pub mod sequence;
 mod stream_id;
