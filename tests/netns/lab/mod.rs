@@ -34,6 +34,7 @@ pub mod switch;
 pub mod tshark;
 pub mod tun;
 pub mod udp;
+pub mod webhook;
 
 pub use docker::Docker;
 pub use frame::{IpPacket, Udp};
