@@ -5,9 +5,10 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 
+use ahash::AHashSet;
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::rdata::{A, AAAA};
-use hickory_proto::rr::{Name, RData, Record};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use lru::LruCache;
 
 use super::offer::{Property, ServiceOffer};
@@ -248,9 +249,39 @@ impl MdnsMessage {
     /// of a response.
     pub fn item_keys(&self) -> Vec<ItemKey> {
         match self.is_response() {
-            false => self.0.queries.iter().map(question_key).collect(),
+            false => {
+                let has_known = !self.0.answers.is_empty();
+                let queries = self.0.queries.iter();
+                queries.map(|query| query_key(query, has_known)).collect()
+            }
             true => self.records().map(record_key).collect(),
         }
+    }
+
+    /// Returns the keys of the questions that ask for a unicast answer, without known answers.
+    pub fn unicast_questions(&self) -> impl Iterator<Item = ItemKey> {
+        let queries = self.0.queries.iter();
+        let queries = queries.filter(|query| query.mdns_unicast_response);
+        queries.map(|query| query_key(query, false))
+    }
+
+    /// Returns the keys of the answers that the asker of a query knows (RFC 6762 section 7.1).
+    pub fn known_answers(&self) -> impl Iterator<Item = ItemKey> {
+        self.0.answers.iter().map(record_key)
+    }
+
+    /// Returns the keys of the questions that the records of a response answer.
+    pub fn answered_questions(&self) -> Vec<ItemKey> {
+        let keys = |record: &Record| {
+            [record.record_type(), RecordType::ANY].map(|kind| question_key(&record.name, kind))
+        };
+        self.records().flat_map(keys).collect()
+    }
+
+    /// Returns whether a response has an answer that is not known.
+    pub fn has_answer_beyond(&self, known: &AHashSet<ItemKey>) -> bool {
+        let mut answers = self.0.answers.iter();
+        answers.any(|record| !known.contains(&record_key(record)))
     }
 
     fn records(&self) -> impl Iterator<Item = &Record> {
@@ -262,11 +293,12 @@ impl MdnsMessage {
     /// sent.
     pub fn remove_items(&mut self, mut is_removed: impl FnMut(&ItemKey) -> bool) -> bool {
         let is_response = self.is_response();
+        let has_known = !self.0.answers.is_empty();
         let message = &mut self.0;
         match is_response {
             false => message
                 .queries
-                .retain(|query| !is_removed(&question_key(query))),
+                .retain(|query| !is_removed(&query_key(query, has_known))),
             true => {
                 let sections = [
                     &mut message.answers,
@@ -356,21 +388,42 @@ pub struct ItemKey {
     kind: u16,
     /// The data of a record, and whether it is a goodbye (RFC 6762 section 10.1).
     data: Option<(String, bool)>,
+    /// Whether a question has known answers, so that devices may leave it unanswered.
+    has_known_answers: bool,
 }
 
-fn question_key(query: &Query) -> ItemKey {
+impl ItemKey {
+    /// Returns the key of the same question without known answers, if it has some. A question is a
+    /// repetition of one that asks for more, and not of one that asks for less (RFC 6762 section
+    /// 7.3).
+    pub fn without_known_answers(&self) -> Option<Self> {
+        self.has_known_answers.then(|| Self {
+            has_known_answers: false,
+            ..self.clone()
+        })
+    }
+}
+
+fn question_key(name: &Name, kind: RecordType) -> ItemKey {
     ItemKey {
-        name: query.name().to_ascii().to_lowercase(),
-        kind: query.query_type().into(),
+        name: name.to_ascii().to_lowercase(),
+        kind: kind.into(),
         data: None,
+        has_known_answers: false,
+    }
+}
+
+fn query_key(query: &Query, has_known_answers: bool) -> ItemKey {
+    ItemKey {
+        has_known_answers,
+        ..question_key(query.name(), query.query_type())
     }
 }
 
 fn record_key(record: &Record) -> ItemKey {
     ItemKey {
-        name: record.name.to_ascii().to_lowercase(),
-        kind: record.record_type().into(),
         data: Some((record.data.to_string(), record.ttl == 0)),
+        ..question_key(&record.name, record.record_type())
     }
 }
 
