@@ -97,12 +97,55 @@ fn record_subject(record: &Record) -> Subject {
 const MAX_KNOWN: usize = 4096;
 /// The largest number of services of one host.
 const MAX_SERVICES: usize = 64;
+/// The largest number of services of all hosts. A name has up to 255 bytes.
+const MAX_ALL_SERVICES: usize = 8192;
+/// Longest time for which an instance or host counts as present on a link: the TTL that RFC 6762
+/// section 10 recommends for records without a host name.
+const MAX_PRESENCE: std::time::Duration = std::time::Duration::from_secs(75 * 60);
+
+/// The services of a host.
+#[derive(Debug)]
+struct HostServices {
+    /// Service type and instance.
+    services: Vec<(String, String)>,
+    presence: Presence,
+}
+
+/// The host of an instance.
+#[derive(Debug)]
+struct InstanceHost {
+    host: String,
+    presence: Presence,
+}
+
+/// Whether a record of an instance or host is as old as its TTL.
+#[derive(Debug)]
+struct Presence {
+    until: std::time::Instant,
+    is_over: bool,
+}
+
+impl Presence {
+    fn new(until: std::time::Instant) -> Self {
+        let is_over = false;
+        Self { until, is_over }
+    }
+
+    fn expire(&mut self, now: std::time::Instant) {
+        self.is_over |= self.until <= now;
+    }
+}
 
 /// Which host offers which service, from the SRV records of each link.
+///
+/// What a host offers is remembered for longer than its records last, because the address of a host
+/// may be asked for without its services. Only whether it is present on a link depends on the TTL.
 #[derive(Debug)]
 pub struct ServiceHosts {
-    services: LruCache<(InterfaceId, String), Vec<(String, String)>>,
-    hosts: LruCache<(InterfaceId, String, String), String>,
+    services: LruCache<(InterfaceId, String), HostServices>,
+    /// The number of services of all hosts.
+    all_services: usize,
+    hosts: LruCache<(InterfaceId, String, String), InstanceHost>,
 }
 
 impl Default for ServiceHosts {
@@ -110,6 +153,7 @@ impl Default for ServiceHosts {
         let max = NonZeroUsize::new(MAX_KNOWN).unwrap_or(NonZeroUsize::MIN);
         Self {
             services: LruCache::new(max),
+            all_services: 0,
             hosts: LruCache::new(max),
         }
     }
@@ -117,7 +161,7 @@ impl Default for ServiceHosts {
 
 impl ServiceHosts {
     /// Learns from the SRV records of a response that arrived on a link.
-    pub fn learn(&mut self, link: InterfaceId, message: &MdnsMessage) {
+    pub fn learn(&mut self, now: std::time::Instant, link: InterfaceId, message: &MdnsMessage) {
         let sections = [
             &message.0.answers,
             &message.0.authorities,
@@ -135,15 +179,62 @@ impl ServiceHosts {
             };
             let (service, instance) = (service.to_lowercase(), instance.to_lowercase());
             let host = host.to_lowercase();
-            let services = self
-                .services
-                .get_or_insert_mut((link, host.clone()), Vec::new);
-            let entry = (service.clone(), instance.clone());
-            if !services.contains(&entry) && services.len() < MAX_SERVICES {
-                services.push(entry);
+            // RFC 6762 section 10.1: a TTL of zero ends the record. What the host offered decides
+            // whether its goodbye crosses.
+            if record.ttl == 0 {
+                let key = (link, service, instance);
+                if let Some(known) = self.hosts.peek_mut(&key) {
+                    known.presence.is_over = true;
+                }
+                continue;
             }
+            let ttl = std::time::Duration::from_secs(record.ttl.into()).min(MAX_PRESENCE);
+            let until = now + ttl;
+            self.add(
+                (link, host.clone()),
+                (service.clone(), instance.clone()),
+                until,
+            );
+            let presence = Presence::new(until);
+            let host = InstanceHost { host, presence };
             self.hosts.put((link, service, instance), host);
         }
+    }
+
+    fn add(
+        &mut self,
+        host: (InterfaceId, String),
+        service: (String, String),
+        until: std::time::Instant,
+    ) {
+        let is_full = self.services.len() == self.services.cap().get();
+        if is_full && !self.services.contains(&host) {
+            self.forget_oldest_host();
+        }
+        let known = self.services.get_or_insert_mut(host, || HostServices {
+            services: Vec::new(),
+            presence: Presence::new(until),
+        });
+        known.presence = Presence::new(until.max(known.presence.until));
+        if !known.services.contains(&service) && known.services.len() < MAX_SERVICES {
+            known.services.push(service);
+            self.all_services += 1;
+        }
+        while self.all_services > MAX_ALL_SERVICES {
+            self.forget_oldest_host();
+        }
+    }
+
+    fn forget_oldest_host(&mut self) {
+        let oldest = self.services.pop_lru();
+        self.all_services -= oldest.map_or(0, |(_, known)| known.services.len());
+    }
+
+    /// Notes that hosts and instances are no longer present whose records have expired.
+    pub fn expire(&mut self, now: std::time::Instant) {
+        let services = self.services.iter_mut().map(|(_, s)| &mut s.presence);
+        let hosts = self.hosts.iter_mut().map(|(_, h)| &mut h.presence);
+        services.chain(hosts).for_each(|p| p.expire(now));
     }
 
     /// Returns whether a question is about an instance or host that is known on `link` and not on
@@ -151,9 +242,15 @@ impl ServiceHosts {
     fn is_only_on(&self, link: InterfaceId, other: InterfaceId, query: &Query) -> bool {
         let is_on = |link| match subject(query.name()) {
             Subject::Service(service, Some(instance)) => {
-                self.host(link, &service, &instance).is_some()
+                let key = (link, service.to_lowercase(), instance.to_lowercase());
+                self.hosts.peek(&key).is_some_and(|h| !h.presence.is_over)
             }
-            Subject::Host(host) => !self.services(link, &host).is_empty(),
+            Subject::Host(host) => {
+                let key = (link, host.to_lowercase());
+                self.services
+                    .peek(&key)
+                    .is_some_and(|s| !s.presence.is_over)
+            }
             _ => false,
         };
         is_on(link) && !is_on(other)
@@ -161,12 +258,12 @@ impl ServiceHosts {
 
     fn services(&self, link: InterfaceId, host: &str) -> &[(String, String)] {
         let services = self.services.peek(&(link, host.to_lowercase()));
-        services.map_or(&[], Vec::as_slice)
+        services.map_or(&[], |known| &known.services)
     }
 
     fn host(&self, link: InterfaceId, service: &str, instance: &str) -> Option<&str> {
         let key = (link, service.to_lowercase(), instance.to_lowercase());
-        self.hosts.peek(&key).map(String::as_str)
+        self.hosts.peek(&key).map(|host| host.host.as_str())
     }
 }
 

@@ -29,4 +29,5 @@ pub mod relayed_message;
 pub mod repeats;
 pub mod rule_table;
 pub mod ssdp;
+mod work_limit;
 pub mod ws_discovery;

@@ -19,6 +19,7 @@ use super::recent_responses::RecentResponses;
 use super::relayed_message::{DiscoveryMessage, OutgoingMessage, WithheldMessage};
 use super::repeats::{LinkRates, RepeatGuard};
 use super::rule_table::RuleTable;
+use super::work_limit::WorkLimit;
 use crate::model::addr::is_link_local_source;
 use crate::model::{InterfaceId, PublishedPorts};
 use crate::wire::udp::UdpDatagram;
@@ -39,6 +40,7 @@ pub struct DiscoveryRelay {
     recent: RecentResponses,
     hosts: ServiceHosts,
     log: DecisionLog,
+    work: WorkLimit,
 }
 
 impl DiscoveryRelay {
@@ -53,6 +55,7 @@ impl DiscoveryRelay {
             recent: RecentResponses::default(),
             hosts: ServiceHosts::default(),
             log: DecisionLog::new(limit.unwrap_or(0)),
+            work: WorkLimit::default(),
         }
     }
 
@@ -99,10 +102,12 @@ impl DiscoveryRelay {
         });
         self.rates.retain(|link| links.contains_key(&link));
         self.recent.clear();
+        self.work.retain(|link| links.contains_key(&link));
     }
 
     /// Closes questions whose time is over, and forgets old offers.
     pub fn expire(&mut self, now: Instant, ports: &mut dyn Ports) {
+        self.hosts.expire(now);
         self.askers.expire(now, ports);
         self.recent.expire(now);
         let links = self.table.links();
@@ -138,6 +143,7 @@ impl DiscoveryRelay {
         }
         let is_own = self.table.is_own(received.datagram.source.ip());
         let mut out = Vec::new();
+        let mut is_admitted = None;
         for rule in 0..self.table.rules().len() {
             let Some(protocol) = self.table.protocol_of(rule, destination) else {
                 continue;
@@ -145,6 +151,13 @@ impl DiscoveryRelay {
             if is_own && !received.is_of_this_host {
                 self.log
                     .withhold(protocol, "announcement", WithheldReason::OwnAddress);
+                continue;
+            }
+            let len = received.datagram.payload.len();
+            let admit = || self.work.admits(now, received.link, len);
+            if !*is_admitted.get_or_insert_with(admit) {
+                let reason = WithheldReason::RateLimit;
+                self.log.withhold(protocol, "question", reason);
                 continue;
             }
             match protocol.transport() {
@@ -359,7 +372,7 @@ impl DiscoveryRelay {
                 let message = MdnsMessage::parse(datagram.payload);
                 let message = message.filter(MdnsMessage::is_response);
                 let message = message.ok_or(WithheldReason::Malformed)?;
-                self.hosts.learn(received.link, &message);
+                self.hosts.learn(now, received.link, &message);
                 let gate = self
                     .table
                     .gate(question.rule, ends, device, received.station)?;
@@ -427,7 +440,7 @@ impl DiscoveryRelay {
             return self.log.withhold(protocol, kind, WithheldReason::Malformed);
         }
         if !is_question {
-            self.hosts.learn(received.link, &message);
+            self.hosts.learn(now, received.link, &message);
         }
         if !is_legacy {
             for key in message.item_keys() {

@@ -163,6 +163,29 @@ fn late_and_unasked_answers_are_dropped() {
     );
 }
 
+/// Long messages of one link, most of which cross to nowhere, do not delay those of others.
+#[test]
+fn messages_of_a_link_are_examined_up_to_a_limit() {
+    let limits = DiscoveryLimits::default();
+    let (mut relay, mut ports, now) = (relay(vec![], limits), AnyPort::default(), Instant::now());
+    let malformed = [0xff; 9000];
+    let long = message(1, "10.0.1.9:5353", "224.0.0.251:5353", &malformed);
+    let mut examined = 0;
+    for _ in 0..1000 {
+        assert!(relay.handle(now, &long, &mut ports).is_empty());
+        let withheld = relay.take_withheld();
+        let reasons: Vec<WithheldReason> = withheld.iter().map(|w| w.reason).collect();
+        match reasons.as_slice() {
+            [WithheldReason::Malformed] => examined += 1,
+            [WithheldReason::RateLimit] => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!((200..300).contains(&examined), "{examined}");
+    let question = message(2, "10.0.2.9:40000", "239.255.255.250:1900", SEARCH);
+    assert_eq!(relay.handle(now, &question, &mut ports).len(), 2);
+}
+
 /// What another reflector repeats under its own address is repeated a few times, and not without
 /// end.
 #[test]
