@@ -23,11 +23,13 @@ pub enum HttpRefusal {
     LongHead,
     /// Too many event streams were open.
     EventStreams,
+    /// A web page of another site asked for an event stream.
+    CrossSite,
 }
 
 impl HttpRefusal {
     /// All reasons.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Host,
         Self::Busy,
         Self::Evicted,
@@ -36,6 +38,7 @@ impl HttpRefusal {
         Self::Pipelined,
         Self::LongHead,
         Self::EventStreams,
+        Self::CrossSite,
     ];
 
     /// Returns the value of the label `reason`.
@@ -49,6 +52,7 @@ impl HttpRefusal {
             Self::Pipelined => "pipelined",
             Self::LongHead => "long_head",
             Self::EventStreams => "event_streams",
+            Self::CrossSite => "cross_site",
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Metrics of monitored streams. Only these have the addresses of streams as labels, and only for
 //! streams for which the settings ask, up to a limit.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts};
@@ -23,8 +23,15 @@ pub struct StreamFamilies {
     limit: IntGauge,
     left_out: IntCounter,
     /// The series of each stream.
-    known: Arc<Mutex<BTreeMap<StreamLabels, BTreeSet<Series>>>>,
+    known: Arc<Mutex<BTreeMap<StreamLabels, KnownSeries>>>,
 }
+
+/// The series of a stream, and the highest total of each counter since its analyzer began.
+type KnownSeries = BTreeMap<Series, u64>;
+
+/// By how much a total may fall while its analyzer goes on: packets that come late are no longer
+/// lost. One that falls further has begun again.
+const MAX_FALL: u64 = 100;
 
 /// A series of a stream: its family and its additional label.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -228,7 +235,7 @@ impl StreamFamilies {
         self.events.with_label_values(&[event]).inc();
     }
 
-    /// Counts a request with alerts: `sent`, `failed` or `dropped`.
+    /// Counts a request with alerts, by its result as in docs/streams.md.
     pub fn count_alert_request(&self, result: &str) {
         self.alerts.with_label_values(&[result]).inc();
     }
@@ -239,41 +246,59 @@ impl StreamFamilies {
         known.retain(|labels, series| {
             let numbers = streams.get(labels);
             if numbers.is_none() {
-                series.iter().for_each(|series| self.remove(labels, series));
+                series.keys().for_each(|series| self.remove(labels, series));
             }
             numbers.is_some()
         });
         for (labels, numbers) in streams {
             let series = known.entry(labels.clone()).or_default();
-            let current = self.set_numbers(labels, numbers);
-            let gone = series.difference(&current);
+            let current = self.set_numbers(labels, numbers, series);
+            let gone = series.keys().filter(|series| !current.contains_key(series));
             gone.for_each(|series| self.remove(labels, series));
             *series = current;
         }
     }
 
-    fn set_numbers(&self, labels: &StreamLabels, numbers: &StreamNumbers) -> BTreeSet<Series> {
+    fn set_numbers(
+        &self,
+        labels: &StreamLabels,
+        numbers: &StreamNumbers,
+        former: &KnownSeries,
+    ) -> KnownSeries {
         let [iif, source, group] = labels.each_ref().map(String::as_str);
-        let mut series = BTreeSet::new();
+        let former_total = |counter: StreamCounter, label: &str| {
+            let series = Series::Counter(counter, label.to_owned());
+            former.get(&series).copied().unwrap_or(0)
+        };
+        // The number of packets never falls while an analyzer goes on.
+        let has_begun_again = numbers.counters.iter().any(|(counter, label, total)| {
+            *counter == StreamCounter::Packets && *total < former_total(*counter, label)
+        });
+        let mut series = BTreeMap::new();
         for (counter, label, total) in &numbers.counters {
             let family = self.counters.iter().find(|(other, _)| other == counter);
             let mut values = vec![iif, source, group];
             values.extend(counter.label().map(|_| label.as_str()));
             if let Some((_, family)) = family {
+                let mut counted = former_total(*counter, label);
+                if has_begun_again || total.saturating_add(MAX_FALL) < counted {
+                    counted = 0;
+                }
                 let value = family.with_label_values(&values);
-                value.inc_by(total.saturating_sub(value.get()));
-                series.insert(Series::Counter(*counter, label.clone()));
+                value.inc_by(total.saturating_sub(counted));
+                let series_of_counter = Series::Counter(*counter, label.clone());
+                series.insert(series_of_counter, counted.max(*total));
             }
         }
         for (gauge, value) in &numbers.gauges {
             if let Some((_, family)) = self.gauges.iter().find(|(other, _)| other == gauge) {
                 family.with_label_values(&[iif, source, group]).set(*value);
-                series.insert(Series::Gauge(*gauge));
+                series.insert(Series::Gauge(*gauge), 0);
             }
         }
         let values = [iif, source, group, numbers.verdict];
         self.verdict.with_label_values(&values).set(1.0);
-        series.insert(Series::Verdict(numbers.verdict.into()));
+        series.insert(Series::Verdict(numbers.verdict.into()), 0);
         series
     }
 
@@ -330,5 +355,42 @@ mod tests {
         assert_eq!(packets.get(), 9);
         families.set(&BTreeMap::new());
         assert_eq!(series(), 0);
+    }
+
+    #[test]
+    fn losses_count_on_when_an_analyzer_begins_again() {
+        let families = StreamFamilies::new(&MetricsRegistry::default()).unwrap();
+        let labels = ["eth0", "10.0.0.1", "225.1.2.3"].map(String::from);
+        let values = labels.each_ref().map(String::as_str);
+        let of = |counter| {
+            families
+                .counters
+                .iter()
+                .find(|(other, _)| *other == counter)
+        };
+        let lost = &of(StreamCounter::LostBefore).unwrap().1;
+        let after = |packets, lost_before| {
+            let total = |counter, total| (counter, String::new(), total);
+            let numbers = StreamNumbers {
+                counters: vec![
+                    total(StreamCounter::Packets, packets),
+                    total(StreamCounter::LostBefore, lost_before),
+                ],
+                gauges: Vec::new(),
+                verdict: "fine",
+            };
+            families.set(&[(labels.clone(), numbers)].into());
+            lost.with_label_values(&values).get()
+        };
+        assert_eq!(after(1000, 50), 50);
+        // Three packets came late; two more are lost.
+        assert_eq!(after(1100, 47), 50);
+        assert_eq!(after(1200, 52), 52);
+        // The analyzer began again, so these are other losses.
+        assert_eq!(after(10, 4), 56);
+        assert_eq!(after(20, 7), 59);
+        assert_eq!(after(30, 507), 559);
+        // Only the numbers began again: the stream has another port.
+        assert_eq!(after(40, 3), 562);
     }
 }

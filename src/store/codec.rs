@@ -24,6 +24,9 @@ const NAME: &str = "mcastor-state";
 /// Longest first line.
 const MAX_HEADER: usize = 64;
 
+/// The longest file: a header and a body.
+pub const MAX_FILE: usize = MAX_BYTES + MAX_HEADER;
+
 /// The stored state, with the time at which it was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -80,7 +83,7 @@ pub fn encode(state: &StoredState) -> Result<Vec<u8>, StateError> {
 /// # Errors
 /// The reason why it cannot be used.
 pub fn decode(bytes: &[u8], boot_id: &str, now: BootTime) -> Result<StoredState, StateError> {
-    if bytes.len() > MAX_BYTES + MAX_HEADER {
+    if bytes.len() > MAX_FILE {
         return Err(StateError::TooLarge);
     }
     let line_end = bytes.iter().take(MAX_HEADER).position(|b| *b == b'\n');

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::Flock;
 
-use super::codec::{self, MAX_BYTES, StateError, StoredState};
+use super::codec::{self, MAX_FILE, StateError, StoredState};
 use crate::model::{BootTime, ClockReading};
 use crate::sys::boot_clock;
 use crate::sys::files::{lock_private, private_folder, read_private, replace_private};
@@ -116,7 +116,7 @@ impl StateFolder {
     /// # Errors
     /// It cannot be used.
     pub fn load(&self, clock: &ClockReading) -> Result<Option<LoadedState>, LoadError> {
-        let bytes = match read_private(&self.state_file(), MAX_BYTES) {
+        let bytes = match read_private(&self.state_file(), MAX_FILE) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) if e.kind() == io::ErrorKind::FileTooLarge => {

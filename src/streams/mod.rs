@@ -6,8 +6,10 @@
 //! publish copies of what these know twice a second ([`Registry`]). Questions are answered from
 //! the copies.
 
+mod admission;
 pub mod alerts;
 pub mod analyzer;
+mod arrival_clock;
 mod bursts;
 mod datagram;
 mod detect;
@@ -21,6 +23,7 @@ mod pcr;
 mod rate;
 pub mod registry;
 pub mod report;
+mod report_turns;
 pub mod rtp;
 pub mod sequence;
 mod stream_id;

@@ -2,10 +2,10 @@
 
 use std::convert::Infallible;
 
-use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
 use actix_web::web::{Data, Query};
+use actix_web::{HttpRequest, HttpResponse};
 use futures_util::stream::unfold;
 
 use super::error_answers::{error_answer, unavailable};
@@ -18,7 +18,23 @@ use crate::metrics::http::HttpRefusal;
 ///
 /// A stream holds one page of a state, and no event waits: a client that reads slowly gets fewer
 /// events. If it reads nothing for the write timeout, its connection is closed.
-pub async fn events(site: Data<Site>, query: Query<EventQuery>) -> HttpResponse {
+///
+/// A web page of another site cannot read events, but its streams would take the places of others.
+pub async fn events(
+    site: Data<Site>,
+    query: Query<EventQuery>,
+    request: HttpRequest,
+) -> HttpResponse {
+    // Browsers say where a request comes from (Fetch Metadata Request Headers, section 2.3).
+    let fetch_site = request.headers().get("sec-fetch-site");
+    if fetch_site.is_some_and(|site| site == "cross-site") {
+        let refused = "a web page of another site cannot have an event stream";
+        site.refusals.report(
+            HttpRefusal::CrossSite,
+            format_args!("refused a request: {refused}"),
+        );
+        return error_answer(StatusCode::FORBIDDEN, refused);
+    }
     let query = query.into_inner();
     if let Err(e) = EventStream::check(&query) {
         return error_answer(StatusCode::BAD_REQUEST, &e.to_string());

@@ -487,8 +487,9 @@ fn route_changes_keep_nothing_in_the_kernel(lab: &Lab) {
     let stream = stream(&star, 1000);
     wait_until_offloaded(&router, "out1");
     let mut before = KernelObjects::held_by(&router);
+    // Before Linux 6.6 the program is a filter of clsact, and no link.
     assert!(
-        before.programs >= 1 && before.maps >= 4 && before.links == 1,
+        before.programs >= 1 && before.maps >= 4 && before.links <= 1,
         "{before:?}"
     );
     let mut control = router.control();

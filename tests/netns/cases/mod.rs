@@ -76,6 +76,7 @@ mod smcroute_commands;
 mod smcroute_files;
 mod smcroute_forwarding;
 mod smcroute_process;
+mod stream_events;
 mod stream_health;
 mod top;
 mod trace;
@@ -136,6 +137,7 @@ pub fn all() -> Vec<Case> {
         doctor::cases(),
         driad_ingest::cases(),
         drops::cases(),
+        stream_events::cases(),
         stream_health::cases(),
         ebpf::cases(),
         ebpf_restart::cases(),

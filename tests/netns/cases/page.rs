@@ -1,7 +1,7 @@
 //! The page at `/`, and the event stream that it shows: as an HTTP client gets them.
 
-use std::io::Write;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 
 use mcastor::frontend::http::page_files;
 use serde_json::{Value, json};
@@ -252,6 +252,18 @@ fn event_streams_are_limited(lab: &Lab) {
         refused.body
     );
     let labels = [("reason", "event_streams")];
+    router.expect_metric("mcastor_http_refused_total", &labels, 1);
+    let foreign =
+        "GET /api/v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\nSec-Fetch-Site: cross-site\r\n\r\n";
+    let refused = star.rtr.enter(|| {
+        let mut socket = TcpStream::connect(address()).expect("a connection");
+        socket.write_all(foreign.as_bytes()).expect("a request");
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).map(|_| answer)
+    });
+    let refused = refused.expect("an answer");
+    assert!(refused.starts_with("HTTP/1.1 403"), "{refused}");
+    let labels = [("reason", "cross_site")];
     router.expect_metric("mcastor_http_refused_total", &labels, 1);
     // A write to a client that has gone fails.
     open.truncate(8);

@@ -35,6 +35,7 @@ pub mod switch;
 pub mod tshark;
 pub mod tun;
 pub mod udp;
+pub mod webhook;
 
 pub use docker::Docker;
 pub use frame::{IpPacket, Udp};

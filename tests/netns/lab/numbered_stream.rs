@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::frame::{IpPacket, Udp, fix_ipv4_checksum, transport_sum};
 use super::ns::Ns;
-use super::packet::{Capture, Injector, packet_socket};
+use super::packet::{Capture, Injector, message, packet_socket};
 
 /// A sender in its own thread. Each payload is a sequence number in four bytes, starting at 0.
 pub struct NumberedStream {
@@ -125,6 +125,22 @@ pub struct NumberedCounts {
     pub late: u64,
 }
 
+impl NumberedCounts {
+    /// Counts a packet. `seen` tells which numbers have arrived.
+    fn add(&mut self, number: usize, seen: &mut Vec<bool>) {
+        if seen.get(number) == Some(&true) {
+            self.doubled += 1;
+            return;
+        }
+        self.late += u64::from(number < seen.len());
+        if number >= seen.len() {
+            seen.resize(number + 1, false);
+        }
+        seen[number] = true;
+        self.numbers += 1;
+    }
+}
+
 /// A thread that checks the numbers of a stream while it runs, at rates at which a
 /// [`Capture`] would need too much memory.
 pub struct NumberedReceiver {
@@ -150,35 +166,34 @@ impl NumberedReceiver {
         let thread = std::thread::spawn(move || {
             let mut counts = NumberedCounts::default();
             let mut seen: Vec<bool> = Vec::new();
-            let mut buffer = [0; 128];
+            // A system call for each packet would be too slow for the fastest streams.
+            let mut buffers = [[0u8; 128]; 32];
+            let mut vectors = buffers.each_mut().map(|buffer| libc::iovec {
+                iov_base: buffer.as_mut_ptr().cast(),
+                iov_len: buffer.len(),
+            });
+            let mut messages = vectors.each_mut().map(message);
             loop {
-                // SAFETY: pointer and length are those of `buffer`.
+                // SAFETY: the messages point to `vectors`, and these to `buffers`.
                 let n = unsafe {
-                    let (at, len) = (buffer.as_mut_ptr().cast(), buffer.len());
-                    libc::recv(fd.as_raw_fd(), at, len, libc::MSG_DONTWAIT)
+                    let (at, len) = (messages.as_mut_ptr(), messages.len() as u32);
+                    let no_timeout = std::ptr::null_mut();
+                    libc::recvmmsg(fd.as_raw_fd(), at, len, libc::MSG_DONTWAIT, no_timeout)
                 };
-                if n < 0 {
+                let Ok(n) = usize::try_from(n) else {
                     if stopped.load(Ordering::Acquire) {
                         return counts;
                     }
                     std::thread::sleep(Duration::from_micros(500));
                     continue;
+                };
+                for (message, buffer) in messages[..n].iter().zip(&buffers) {
+                    let is_shorter = (message.msg_len as usize) < payload + 4;
+                    if is_shorter || buffer[at..at + group.len()] != group[..] {
+                        continue;
+                    }
+                    counts.add(sequence_number(&buffer[payload..]) as usize, &mut seen);
                 }
-                let is_shorter = (n as usize) < payload + 4;
-                if is_shorter || buffer[at..at + group.len()] != group[..] {
-                    continue;
-                }
-                let number = sequence_number(&buffer[payload..]) as usize;
-                if seen.get(number) == Some(&true) {
-                    counts.doubled += 1;
-                    continue;
-                }
-                counts.late += u64::from(number < seen.len());
-                if number >= seen.len() {
-                    seen.resize(number + 1, false);
-                }
-                seen[number] = true;
-                counts.numbers += 1;
                 count.store(counts.numbers, Ordering::Release);
             }
         });

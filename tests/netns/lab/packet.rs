@@ -75,6 +75,31 @@ impl Injector {
             .unwrap_or_else(|e| panic!("injecting {} bytes: {e}", frame.len()));
     }
 
+    /// Sends frames with one system call, or a few where the interface takes no more at once.
+    #[track_caller]
+    pub fn send_all(&self, frames: &[Vec<u8>]) {
+        let mut vectors: Vec<libc::iovec> = frames.iter().map(|f| vector(f)).collect();
+        let mut messages: Vec<libc::mmsghdr> = vectors.iter_mut().map(message).collect();
+        let mut sent = 0;
+        while sent < messages.len() {
+            let rest = &mut messages[sent..];
+            // SAFETY: the messages point to `vectors`, and these to `frames`.
+            let n = unsafe {
+                let len = rest.len() as u32;
+                libc::sendmmsg(self.fd.as_raw_fd(), rest.as_mut_ptr(), len, 0)
+            };
+            match n {
+                1.. => sent += n as usize,
+                _ => {
+                    let e = io::Error::last_os_error();
+                    let is_full = e.raw_os_error() == Some(libc::ENOBUFS);
+                    assert!(is_full, "injecting {} frames: {e}", frames.len());
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+
     /// As [`Self::send`], but returns the error.
     pub fn try_send(&self, frame: &[u8]) -> io::Result<()> {
         loop {
@@ -94,6 +119,23 @@ impl Injector {
             }
         }
     }
+}
+
+/// Returns a vector of these bytes, for sendmmsg, which does not write to them.
+fn vector(bytes: &[u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    }
+}
+
+/// Returns a message of one vector, without address and control data.
+pub fn message(vector: &mut libc::iovec) -> libc::mmsghdr {
+    // SAFETY: both are C structs of integers and pointers, for which zeros are a valid value.
+    let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+    message.msg_hdr.msg_iov = vector;
+    message.msg_hdr.msg_iovlen = 1;
+    message
 }
 
 /// A frame that a packet socket received.

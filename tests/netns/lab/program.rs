@@ -49,6 +49,18 @@ impl Program {
         }
     }
 
+    /// Gives all threads of the program the highest priority of ordinary ones.
+    pub fn raise_priority(&self) {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the threads");
+        for task in tasks {
+            let thread = task.expect("a thread").file_name();
+            let thread = thread.to_string_lossy().parse().expect("a number");
+            // SAFETY: setpriority takes no pointers.
+            let set = unsafe { libc::setpriority(libc::PRIO_PROCESS, thread, -20) };
+            assert_eq!(set, 0, "the priority of {}", self.name);
+        }
+    }
+
     /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
