@@ -152,6 +152,16 @@ test-discovery: packages pypi
 pypi:
 	@tests/pypi.sh
 
+# Runs the ingress and the egress of the MNAT prototype with our server and our ends. PROTOTYPE is a
+# clone of https://github.com/GrumpyOldTroll/mnat. Installs Debian packages (40 MB), and one from PyPI.
+.PHONY: test-prototype
+test-prototype: packages
+	@$(MAKE) --no-print-directory packages PACKAGES="python3-dev python3-twisted python3-openssl \
+	  python3-service-identity python3-watchdog python3-psutil cython3 libpcap-dev"
+	@tests/mnat-prototype.sh
+	MCASTOR_MNAT_PROTOTYPE=$(abspath $(PROTOTYPE)) \
+	  cargo test --locked --test netns -- mnat_prototype:: --nocapture --test-threads 1
+
 # Runs the tests in network namespaces with the packet plane. By default they use the eBPF plane where
 # the kernel permits it.
 test-packet: packages

@@ -38,7 +38,7 @@ use tracing::{debug, error, info, warn};
 use crate::actors::RouterContext;
 use crate::actors::control::links::LinkSource;
 use crate::actors::integrations::docker::read_names_first;
-use crate::actors::integrations::mnat::reconfigure;
+use crate::actors::integrations::mnat::{reconfigure, restore_routes};
 use crate::actors::integrations::{amt, discovery};
 use crate::actors::messages::{Barrier, KeepMemberships, PanicIn, ReplaceRules, Shutdown};
 use crate::actors::shared::{AmtSettings, DiscoverySettings, ProcessRequest};
@@ -354,6 +354,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         .discovery
         .store(Arc::new(DiscoverySettings { rules, mark }));
     let take_over = inherited.map(|inherited| inherited.prepare(&context));
+    restore_routes(&context);
     read_names_first(&context).await;
     let supervisor = Supervisor::new(SupervisorConfig {
         context: context.clone(),

@@ -1,6 +1,7 @@
 //! The MNAT client against a server with TLS and HTTP/2: recorded exchanges, certificates and
 //! faults.
 
+#[allow(dead_code)] // other test binaries use the rest
 #[path = "mnat/server.rs"]
 mod server;
 

@@ -6,6 +6,7 @@ mod server;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -98,10 +99,14 @@ impl Process {
     }
 
     fn client_with(&self, cert: Option<&str>) -> Client {
+        self.client_of("ca.pem", cert)
+    }
+
+    fn client_of(&self, ca: &str, cert: Option<&str>) -> Client {
         Client(MnatClient::new(Target {
             host: "localhost".into(),
             port: self.port,
-            ca: Some(self.files.path("ca.pem")),
+            ca: Some(self.files.path(ca)),
             cert: cert.map(|name| self.files.path(name)),
             key: None,
             only_if_present: true,
@@ -726,7 +731,7 @@ fn check_reports_faults_with_their_place() {
 #[test]
 fn made_certificates_are_accepted() {
     let files = Files::new();
-    let folder = files.path("").display().to_string();
+    let folder = files.path("etc/mnat").display().to_string();
     let make = || {
         let output = Command::new(env!("CARGO_BIN_EXE_mcastor"))
             .args(["mnat-server", "certs", "--directory", &folder, "localhost"])
@@ -736,10 +741,12 @@ fn made_certificates_are_accepted() {
         (output.status.code(), String::from_utf8(text).unwrap())
     };
     assert_eq!(make().0, Some(0));
+    let mode = std::fs::metadata(&folder).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
     let (code, text) = make();
     assert!(code == Some(0) && text.contains("already"), "{text}");
     let pool = files.put("pool.json", POOL);
-    let path = |name: &str| files.path(name).display().to_string();
+    let path = |name: &str| format!("{folder}/{name}");
     let arguments = [
         [
             "mnat-server",
@@ -763,7 +770,7 @@ fn made_certificates_are_accepted() {
     ];
     let server = Process::run(files, arguments.concat());
     block_on(async {
-        let mut client = server.client_with(Some("client.pem"));
+        let mut client = server.client_of("etc/mnat/ca.pem", Some("etc/mnat/client.pem"));
         assert!(!client.watcher().await.is_empty());
     });
     let files = Files::new();

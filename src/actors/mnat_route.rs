@@ -5,6 +5,7 @@ use crate::model::{
     GroupPrefix, IfPattern, JoinPolicy, JoinRule, Origin, RouteName, RouteRule, SourcePrefix,
     TranslationError, TranslationRule,
 };
+use crate::table::mnat_routes::MnatRouteChange;
 
 /// A mapping, as the routing table has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,11 +38,24 @@ impl MnatRoute {
         source.map_or(SourcePrefix::any_for(group), SourcePrefix::from)
     }
 
+    /// Returns the change of the routing table that adds the route and its join.
+    ///
+    /// # Errors
+    /// The mapping is not a valid translation.
+    pub fn change(
+        &self,
+        upstream: &IfPattern,
+        downstream: &IfPattern,
+    ) -> Result<MnatRouteChange, TranslationError> {
+        let (rule, join) = self.rules(upstream, downstream)?;
+        Ok(MnatRouteChange::Install(Box::new(rule), join))
+    }
+
     /// Returns the route, and the join that it needs.
     ///
     /// # Errors
     /// The mapping is not a valid translation.
-    pub fn rules(
+    fn rules(
         &self,
         upstream: &IfPattern,
         downstream: &IfPattern,

@@ -10,6 +10,7 @@ use super::run::start_log;
 use crate::mnat_server::certificates;
 use crate::mnat_server::pool::Pool;
 use crate::mnat_server::service::{self, ServerOptions};
+use crate::mnat_server::store::EtcdOptions;
 use crate::mnat_server::tls::TlsFiles;
 use crate::settings::{Settings, environment};
 
@@ -71,6 +72,21 @@ pub struct MnatServerArgs {
         conflicts_with = "state"
     )]
     etcd: Vec<String>,
+    /// CA of the certificates of etcd, PEM [default: the CAs of the system]
+    #[arg(long, value_name = "FILE", requires = "etcd")]
+    etcd_ca: Option<PathBuf>,
+    /// Client certificate for etcd with its chain, PEM
+    #[arg(long, value_name = "FILE", requires = "etcd")]
+    etcd_cert: Option<PathBuf>,
+    /// Key of the client certificate, PEM [default: in the file of the certificate]
+    #[arg(long, value_name = "FILE", requires = "etcd_cert")]
+    etcd_key: Option<PathBuf>,
+    /// User of etcd
+    #[arg(long, value_name = "NAME", requires_all = ["etcd", "etcd_password_file"])]
+    etcd_user: Option<String>,
+    /// File with the password of the user
+    #[arg(long, value_name = "FILE", requires = "etcd_user")]
+    etcd_password_file: Option<PathBuf>,
     /// Address and port for /metrics and /healthz
     #[arg(long, value_name = "ADDRESS:PORT")]
     http: Option<SocketAddr>,
@@ -94,7 +110,7 @@ client.pem if the server runs with --client-ca ca.pem. ca.key signs further cert
 Files that are all there stay.
 Example: mcastor mnat-server certs --directory /etc/mnat mnat.example.net")]
     Certs {
-        /// Folder of the files
+        /// Folder of the files; created if it is missing, with the mode 0700
         #[arg(long, value_name = "DIR", default_value = FOLDER)]
         directory: PathBuf,
         /// Host names and addresses under which clients reach the server
@@ -148,6 +164,13 @@ pub fn run(args: MnatServerArgs) -> ExitCode {
             pool.fingerprint()
         );
     }
+    let etcd = EtcdOptions {
+        urls: args.etcd,
+        ca: args.etcd_ca,
+        cert: args.etcd_cert,
+        key: args.etcd_key,
+        user: args.etcd_user.zip(args.etcd_password_file),
+    };
     let options = ServerOptions {
         tls: TlsFiles {
             cert: args.cert,
@@ -158,7 +181,7 @@ pub fn run(args: MnatServerArgs) -> ExitCode {
         pool,
         listen: args.listen,
         state: args.state,
-        etcd: args.etcd,
+        etcd: (!etcd.urls.is_empty()).then_some(etcd),
         http: args.http,
     };
     match service::run(options) {

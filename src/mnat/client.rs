@@ -10,7 +10,7 @@ use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,14 +24,11 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
-use tokio_rustls::rustls::{
-    self, AlertDescription, CertificateError, ClientConfig, InconsistentKeys, RootCertStore,
-};
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{self, AlertDescription, ClientConfig};
 use tokio_util::io::InspectReader;
 
+use super::client_tls::{CERTIFICATES, ClientTlsError, ClientTlsFiles, certificates, is_version_1};
 use super::config::Target;
 use super::messages::CONTENT_TYPE;
 use super::protocol::{MAX_RESPONSE_LEN, MnatRequest, WaitForChange};
@@ -50,34 +47,12 @@ const SERVER_PREFACE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long the client waits for the reason why a connection broke.
 const CLOSE_REASON_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The documentation of certificates, for messages.
-const CERTIFICATES: &str = "docs/mnat.md#certificates";
-
 /// The reason why a request got no response.
 #[derive(Debug, thiserror::Error)]
 pub enum MnatClientError {
-    /// A certificate or key cannot be read.
-    #[error("cannot read {path}: {why}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        why: String,
-    },
-    /// The client certificate and its key do not belong together, or their type is not supported.
-    #[error("the client certificate {path} cannot be used: {why}")]
-    ClientCertificate {
-        /// The file of the certificate.
-        path: PathBuf,
-        /// The reason.
-        why: String,
-    },
-    /// There is no CA certificate to verify the server with.
-    #[error(
-        "no CA certificate to verify the server with; set `ca`, or install the CA certificates of \
-         the system"
-    )]
-    NoCa,
+    /// The certificates or the key cannot be used.
+    #[error(transparent)]
+    Files(#[from] ClientTlsError),
     /// The host is not valid as a TLS server name.
     #[error("{0:?} is not a valid server name")]
     InvalidServerName(String),
@@ -286,45 +261,18 @@ impl MnatClient {
         self.target.files().map(stamp).collect()
     }
 
-    fn tls_config(&self) -> Result<ClientConfig, MnatClientError> {
+    fn tls_files(&self) -> ClientTlsFiles<'_> {
         let target = &self.target;
-        let mut roots = RootCertStore::empty();
-        match target.present(&target.ca) {
-            Some(ca) => {
-                for cert in certificates(ca)? {
-                    roots.add(cert).map_err(|e| file_error(ca, e))?;
-                }
-            }
-            None => {
-                // Certificates that cannot be parsed are skipped, as in other TLS clients.
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            }
+        ClientTlsFiles {
+            ca: target.present(&target.ca),
+            ca_option: "`ca`",
+            cert: target.present(&target.cert),
+            key: target.present(&target.key),
         }
-        if roots.is_empty() {
-            return Err(MnatClientError::NoCa);
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|e| MnatClientError::Tls(self.server.clone(), e.to_string()))?
-            .with_root_certificates(roots);
-        let mut config = match target.present(&target.cert) {
-            Some(cert) => {
-                let key = target.present(&target.key).unwrap_or(cert);
-                let private_key =
-                    PrivateKeyDer::from_pem_file(key).map_err(|e| file_error(key, e))?;
-                let unusable = |e: rustls::Error| MnatClientError::ClientCertificate {
-                    path: cert.into(),
-                    why: e.to_string(),
-                };
-                let provider = config.crypto_provider().key_provider;
-                let private_key = provider.load_private_key(private_key).map_err(unusable)?;
-                let client = CertifiedKey::new(certificates(cert)?, private_key);
-                check_key(&client).map_err(unusable)?;
-                config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(client)))
-            }
-            None => config.with_no_client_auth(),
-        };
+    }
+
+    fn tls_config(&self) -> Result<ClientConfig, ClientTlsError> {
+        let mut config = self.tls_files().config()?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(config)
     }
@@ -388,7 +336,8 @@ impl MnatClient {
         let inner = error.get_ref().and_then(|e| e.downcast_ref());
         match inner {
             Some(rustls::Error::InvalidCertificate(why)) => {
-                MnatClientError::ServerCertificate(server, self.certificate_error(why))
+                let why = self.tls_files().rejection(&self.target.host, why);
+                MnatClientError::ServerCertificate(server, why)
             }
             Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
                 MnatClientError::NotHttp2(server)
@@ -400,74 +349,6 @@ impl MnatClient {
             _ => MnatClientError::Tls(server, error.to_string()),
         }
     }
-
-    /// Describes why the server's certificate is rejected.
-    fn certificate_error(&self, why: &CertificateError) -> String {
-        let ca = match self.target.present(&self.target.ca) {
-            Some(ca) => format!("a CA in {}", ca.display()),
-            None => "a CA of this system; set `ca` to trust another CA".into(),
-        };
-        match why {
-            CertificateError::UnknownIssuer => format!("it is not signed by {ca}"),
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                format!("it is not valid for {}", self.target.host)
-            }
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                "it has expired".into()
-            }
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "it is not valid yet; check the clock of this machine".into()
-            }
-            other if other.to_string().contains("UnsupportedCertVersion") => {
-                format!("it has X.509 version 1, but TLS requires version 3; see {CERTIFICATES}")
-            }
-            other => other.to_string(),
-        }
-    }
-}
-
-/// Checks that certificate and key belong together.
-///
-/// rustls reads only certificates of version 3. It is the server that decides whether it accepts
-/// another one, so only the presence of the public key is checked there.
-fn check_key(client: &CertifiedKey) -> Result<(), rustls::Error> {
-    let certificate = client.end_entity_cert()?;
-    match client.keys_match() {
-        Err(rustls::Error::InvalidCertificate(_)) if is_version_1(certificate) => {
-            let public_key = client.key.public_key();
-            let has_key = public_key.is_none_or(|key| contains(certificate, &key));
-            match has_key {
-                true => Ok(()),
-                false => Err(InconsistentKeys::KeyMismatch.into()),
-            }
-        }
-        Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(()),
-        other => other,
-    }
-}
-
-/// Returns whether a certificate has X.509 version 1: the first field of its TBSCertificate is the
-/// serial number and not `[0] version` (RFC 5280 section 4.1).
-fn is_version_1(certificate: &CertificateDer<'_>) -> bool {
-    const SEQUENCE: u8 = 0x30;
-    const INTEGER: u8 = 0x02;
-    /// Returns the content of a DER sequence, and what follows it.
-    fn sequence(der: &[u8]) -> Option<&[u8]> {
-        let (&[tag, length], rest) = der.split_first_chunk()?;
-        let length_bytes = match length {
-            0..0x80 => 0,
-            _ => usize::from(length & 0x7f),
-        };
-        rest.get(length_bytes..).filter(|_| tag == SEQUENCE)
-    }
-    let first = sequence(certificate).and_then(sequence);
-    first.and_then(|tbs| tbs.first()) == Some(&INTEGER)
-}
-
-fn contains(bytes: &[u8], part: &[u8]) -> bool {
-    bytes
-        .windows(part.len().max(1))
-        .any(|window| window == part)
 }
 
 /// Returns whether an error means that the server closed the connection.
@@ -484,13 +365,6 @@ fn reason(error: &h2::Error) -> String {
     match error.get_io() {
         Some(e) if e.kind() == io::ErrorKind::UnexpectedEof => "it closed TCP, but not TLS".into(),
         _ => error.to_string(),
-    }
-}
-
-fn file_error(path: &Path, why: impl ToString) -> MnatClientError {
-    MnatClientError::File {
-        path: path.into(),
-        why: why.to_string(),
     }
 }
 
@@ -530,15 +404,6 @@ async fn attempt(address: SocketAddr) -> io::Result<TcpStream> {
             &format_args!("no answer within {CONNECT_TIMEOUT:?}"),
         )),
     }
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, MnatClientError> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    let certificates: Vec<_> = read.map_err(|e| file_error(path, e))?;
-    if certificates.is_empty() {
-        return Err(file_error(path, "the file contains no certificate"));
-    }
-    Ok(certificates)
 }
 
 async fn send_request(

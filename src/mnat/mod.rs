@@ -11,11 +11,12 @@
 //!
 //! [`messages`] has the format of all requests and responses; clients and server share it.
 //! [`protocol`], [`machine`], [`mappings`], [`joinfile`] and [`plan`] do no I/O; they take the
-//! current time as an argument. [`client`] owns the connection to the server. [`files`] reads
-//! joinfiles. The MNAT actor drives all of them.
+//! current time as an argument. [`client`] owns the connection to the server, and [`client_tls`] reads
+//! its certificates. [`files`] reads joinfiles. The MNAT actor drives all of them.
 
 pub mod channel;
 pub mod client;
+pub mod client_tls;
 pub mod config;
 pub mod files;
 pub mod joinfile;

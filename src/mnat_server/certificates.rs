@@ -1,8 +1,8 @@
 //! Certificates for a server and its clients, from a CA of their own.
 
-use std::fs::OpenOptions;
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -25,16 +25,16 @@ pub enum CertificatesError {
     /// A name is not valid.
     #[error("{0}")]
     Invalid(#[from] rcgen::Error),
-    /// A file cannot be written.
+    /// A file cannot be written, or the folder cannot be created.
     #[error("{}: {}", .0.display(), .1)]
     File(PathBuf, io::Error),
 }
 
-/// Writes the certificates of a server with these `names` into `folder`. Returns false if all files
-/// are there, which stay.
+/// Writes the certificates of a server with these `names` into `folder`, which is created with the
+/// mode 0700 if it is missing. Returns false if all files are there, which stay.
 ///
 /// # Errors
-/// A name is not valid, or a file cannot be written.
+/// A name is not valid, a file cannot be written, or the folder cannot be created.
 pub fn write(folder: &Path, names: &[String]) -> Result<bool, CertificatesError> {
     let paths = FILES.map(|name| folder.join(name));
     let existing: Vec<&PathBuf> = paths.iter().filter(|path| path.exists()).collect();
@@ -59,6 +59,8 @@ pub fn write(folder: &Path, names: &[String]) -> Result<bool, CertificatesError>
     let server = names.first().map_or("MNAT server", String::as_str);
     let (server, server_key) = issue(names, server, ExtendedKeyUsagePurpose::ServerAuth)?;
     let (client, client_key) = issue(&[], "MNAT client", ExtendedKeyUsagePurpose::ClientAuth)?;
+    let created = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    created.map_err(|e| CertificatesError::File(folder.into(), e))?;
     let texts = [
         (ca_certificate.pem(), 0o644),
         (ca_key.serialize_pem(), 0o600),

@@ -23,7 +23,7 @@ use super::machine::ServerMachine;
 use super::pool::Pool;
 use super::site::ServerSite;
 use super::store::{
-    EtcdStore, EtcdStoreError, MappingStore, MemoryStore, RedbStore, RedbStoreError,
+    EtcdOptions, EtcdStore, EtcdStoreError, MappingStore, MemoryStore, RedbStore, RedbStoreError,
 };
 use super::tls::{TlsFiles, TlsFilesError, TlsReloader, secure_random};
 use crate::frontend::http::{HttpListener, HttpServer, Refusals};
@@ -53,9 +53,9 @@ pub struct ServerOptions {
     pub listen: Vec<SocketAddr>,
     /// The folder of the stored state. Without it, nothing is stored.
     pub state: Option<PathBuf>,
-    /// The members of an etcd cluster that keeps the state of several servers. Without them, this
-    /// server is the only one.
-    pub etcd: Vec<String>,
+    /// The etcd cluster that keeps the state of several servers. Without it, this server is the only
+    /// one.
+    pub etcd: Option<EtcdOptions>,
     /// Where metrics are served.
     pub http: Option<SocketAddr>,
 }
@@ -100,9 +100,9 @@ async fn serve(options: ServerOptions) -> Result<(), ServerError> {
     let mut random = secure_random().map_err(|e| ServerError::System("random numbers", e))?;
     let epoch = random() as u64;
     let pool = options.pool.clone();
-    let machine = match options.etcd.is_empty() {
-        true => ServerMachine::new(pool, random),
-        false => ServerMachine::new_shared(pool, random),
+    let machine = match options.etcd {
+        None => ServerMachine::new(pool, random),
+        Some(_) => ServerMachine::new_shared(pool, random),
     };
     let metrics = MnatServerCatalog::new()
         .map_err(|e| ServerError::System("metrics", io::Error::other(e.to_string())))?;
@@ -112,20 +112,20 @@ async fn serve(options: ServerOptions) -> Result<(), ServerError> {
     if let Some(at) = options.http {
         serve_http(at, &metrics)?;
     }
-    match &options.state {
-        Some(folder) => {
-            let (store, stored) = RedbStore::open(folder, &options.pool)?;
+    match (options.state, options.etcd) {
+        (Some(folder), _) => {
+            let (store, stored) = RedbStore::open(&folder, &options.pool)?;
             info!(
                 "mnat-server: {} watchers and {} mappings continue",
                 stored.watchers.len(),
                 stored.mappings.len()
             );
-            let machine = restored(machine, stored, folder)?;
+            let machine = restored(machine, stored, &folder)?;
             let site = ServerSite::new(machine, epoch, metrics);
             serve_clients(site, store, listeners, tls).await
         }
-        None if !options.etcd.is_empty() => {
-            let (store, state) = EtcdStore::open(&options.etcd, &options.pool).await?;
+        (None, Some(etcd)) => {
+            let (store, state) = EtcdStore::open(etcd, &options.pool).await?;
             let mut machine = machine;
             machine.absorb(state, Instant::now());
             let counts = machine.counts();
@@ -136,7 +136,7 @@ async fn serve(options: ServerOptions) -> Result<(), ServerError> {
             let site = ServerSite::new(machine, epoch, metrics);
             serve_clients(site, store, listeners, tls).await
         }
-        None => {
+        (None, None) => {
             warn!("mnat-server: without --state, a restart forgets all mappings");
             let site = ServerSite::new(machine, epoch, metrics);
             serve_clients(site, MemoryStore, listeners, tls).await

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio_rustls::rustls::crypto::CryptoProvider;
@@ -11,8 +11,10 @@ use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::{self, ServerConfig};
 use webpki::EndEntityCert;
+
+use crate::mnat::client_tls::{PemFileError, certificates, roots};
 
 /// The files of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,13 +33,8 @@ pub struct TlsFiles {
 #[derive(Debug, thiserror::Error)]
 pub enum TlsFilesError {
     /// A file cannot be read.
-    #[error("cannot read {}: {why}", .path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        why: String,
-    },
+    #[error(transparent)]
+    File(#[from] PemFileError),
     /// Certificate and key do not belong together, or their type is not supported.
     #[error("{} and {} cannot be used: {why}", .cert.display(), .key.display())]
     Certificate {
@@ -110,22 +107,6 @@ fn stamps(files: &TlsFiles) -> Stamps {
     all.into_iter().flatten().map(stamp).collect()
 }
 
-fn file_error(path: &Path, why: impl ToString) -> TlsFilesError {
-    TlsFilesError::File {
-        path: path.into(),
-        why: why.to_string(),
-    }
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFilesError> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    let certificates: Vec<_> = read.map_err(|e| file_error(path, e))?;
-    match certificates.is_empty() {
-        true => Err(file_error(path, "the file contains no certificate")),
-        false => Ok(certificates),
-    }
-}
-
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(default_provider())
 }
@@ -141,20 +122,19 @@ fn load(files: &TlsFiles) -> Result<ServerConfig, TlsFilesError> {
         .map_err(|e| unusable(e.to_string()))?;
     let config = match &files.client_ca {
         Some(ca) => {
-            let mut roots = RootCertStore::empty();
-            for cert in certificates(ca)? {
-                roots.add(cert).map_err(|e| file_error(ca, e))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider());
+            let roots = Arc::new(roots(ca)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
             let verifier = match files.require_client_cert {
                 true => verifier,
                 false => verifier.allow_unauthenticated(),
             };
-            config.with_client_cert_verifier(verifier.build().map_err(|e| file_error(ca, e))?)
+            let verifier = verifier.build().map_err(|e| PemFileError::new(ca, e))?;
+            config.with_client_cert_verifier(verifier)
         }
         None => config.with_no_client_auth(),
     };
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|e| file_error(&files.key, e))?;
+    let key = PrivateKeyDer::from_pem_file(&files.key);
+    let key = key.map_err(|e| PemFileError::new(&files.key, e))?;
     let mut config = config
         .with_single_cert(certificates(&files.cert)?, key)
         .map_err(|e| unusable(e.to_string()))?;

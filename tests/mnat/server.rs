@@ -53,11 +53,25 @@ impl Ca {
 
     /// Returns a certificate for `names`. It has expired if `days` is negative.
     pub fn sign(&self, names: &[&str], days: i64) -> Identity {
+        let mut subject = rcgen::DistinguishedName::new();
+        subject.push(DnType::CommonName, names[0]);
+        self.sign_subject(subject, names, days)
+    }
+
+    /// As [`Self::sign`], without a common name.
+    pub fn sign_without_common_name(&self, names: &[&str]) -> Identity {
+        self.sign_subject(rcgen::DistinguishedName::new(), names, 0)
+    }
+
+    fn sign_subject(
+        &self,
+        subject: rcgen::DistinguishedName,
+        names: &[&str],
+        days: i64,
+    ) -> Identity {
         let names: Vec<String> = names.iter().map(|n| n.to_string()).collect();
-        let mut params = CertificateParams::new(names.clone()).unwrap();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, &names[0]);
+        let mut params = CertificateParams::new(names).unwrap();
+        params.distinguished_name = subject;
         let year = 2024 + if days < 0 { -10 } else { 0 };
         params.not_before = rcgen::date_time_ymd(year, 1, 1);
         params.not_after = rcgen::date_time_ymd(if days < 0 { 2015 } else { 2100 }, 1, 1);

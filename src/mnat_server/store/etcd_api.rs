@@ -4,26 +4,34 @@
 //! that mcastor has anyway. The crate `etcd-client` adds a gRPC stack, and needs the compiler
 //! `protoc` in each build.
 
+use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{Request, header};
+use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tracing::debug;
+
+use super::etcd_member::{EtcdMember, EtcdOptions, EtcdSender, http_error};
+use crate::model::escape::quote;
 
 /// How long one member of etcd may take for an answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Limit of an answer, and of an event of a watch, in bytes.
 const MAX_ANSWER: usize = 64 << 20;
+/// How much of an answer that is no JSON the log shows, in bytes.
+const MAX_SHOWN: usize = 200;
 /// The gRPC codes of errors that another attempt, perhaps with another member, may not have: unknown,
 /// deadline exceeded, resource exhausted, aborted, internal, unavailable.
 const TRANSIENT_CODES: [u64; 6] = [2, 4, 8, 10, 13, 14];
+/// The gRPC code of a token that etcd does not know, or not any more.
+const UNAUTHENTICATED: u64 = 16;
+/// In the error about a token from before a change of users or roles.
+const OLD_TOKEN: &str = "auth store is old";
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -34,35 +42,52 @@ pub enum EtcdError {
     /// etcd refuses the call. Another attempt would be refused too.
     #[error("etcd: {0}")]
     Refused(String),
+    /// etcd wants a new token of the user.
+    #[error("etcd: {0}")]
+    InvalidToken(String),
+    /// The password cannot be read.
+    #[error("cannot read {}: {}", .0.display(), .1)]
+    Password(PathBuf, io::Error),
 }
 
 /// The members of an etcd cluster, of which one is used until a call fails.
 pub struct EtcdApi {
-    /// Host and port of each member.
-    members: Vec<String>,
+    members: Vec<EtcdMember>,
+    options: EtcdOptions,
     current: usize,
-    sender: Option<SendRequest<Full<Bytes>>>,
+    sender: Option<EtcdSender>,
+    /// Proves that calls are those of the user.
+    token: Option<String>,
 }
 
 /// The answers of a call, one for each part of the request.
 pub type Answers = Vec<Value>;
 
 impl EtcdApi {
-    /// Returns the members with these addresses, `host:port` each.
-    pub fn new(members: Vec<String>) -> Self {
+    /// Returns the members, of which there is at least one. `options` has what they need.
+    pub(super) fn new(members: Vec<EtcdMember>, options: EtcdOptions) -> Self {
         Self {
             members,
+            options,
             current: 0,
             sender: None,
+            token: None,
         }
     }
 
-    fn member(&self) -> String {
-        self.members.get(self.current).cloned().unwrap_or_default()
+    fn member(&self) -> Option<&EtcdMember> {
+        self.members.get(self.current)
     }
 
     fn error(&self, why: impl ToString) -> EtcdError {
-        EtcdError::Member(self.member(), why.to_string())
+        let address = self.member().map_or("", EtcdMember::address);
+        EtcdError::Member(address.into(), why.to_string())
+    }
+
+    /// Returns the error of a connection that ended before its first answer.
+    fn error_without_answer(&self, why: String) -> EtcdError {
+        let hint = self.member().map(|member| member.hint(&self.options));
+        self.error(format!("{why}; {}", hint.unwrap_or_default()))
     }
 
     /// Uses the next member from now on.
@@ -78,11 +103,10 @@ impl EtcdApi {
     pub async fn call(&mut self, path: &str, body: String) -> Result<Answers, EtcdError> {
         let mut attempts = self.members.len();
         loop {
-            let attempt = timeout(CALL_TIMEOUT, self.call_member(path, body.clone())).await;
+            let attempt = timeout(CALL_TIMEOUT, self.call_member(path, &body)).await;
             let error = match attempt {
-                Ok(Ok(answers)) => return Ok(answers),
-                Ok(Err(EtcdError::Refused(why))) => return Err(EtcdError::Refused(why)),
-                Ok(Err(error)) => error,
+                Ok(Err(error @ EtcdError::Member(..))) => error,
+                Ok(result) => return result,
                 Err(_) => self.error("no answer"),
             };
             debug!("mnat-server: {error}");
@@ -94,22 +118,55 @@ impl EtcdApi {
         }
     }
 
-    async fn call_member(&mut self, path: &str, body: String) -> Result<Answers, EtcdError> {
-        let mut sender = match self.sender.take().filter(|sender| !sender.is_closed()) {
+    /// Makes a call with the present member, and authenticates the user if that is necessary.
+    async fn call_member(&mut self, path: &str, body: &str) -> Result<Answers, EtcdError> {
+        if self.options.user.is_some() && self.token.is_none() {
+            self.authenticate().await?;
+        }
+        match self.exchange(path, body).await {
+            Err(EtcdError::InvalidToken(why)) => {
+                debug!("mnat-server: etcd: {why}");
+                self.authenticate().await?;
+                self.exchange(path, body).await
+            }
+            other => other,
+        }
+    }
+
+    /// Gets a token of the user.
+    async fn authenticate(&mut self) -> Result<(), EtcdError> {
+        self.token = None;
+        let Some((name, file)) = self.options.user.clone() else {
+            return Err(EtcdError::Refused("no user is set".into()));
+        };
+        let password = std::fs::read_to_string(&file);
+        let password = password.map_err(|e| EtcdError::Password(file, e))?;
+        let password = password.trim_end_matches(['\r', '\n']);
+        let body = json!({ "name": name, "password": password }).to_string();
+        let answers = self.exchange("/v3/auth/authenticate", &body).await?;
+        let token = answers.first().and_then(|answer| answer["token"].as_str());
+        self.token = token.map(String::from);
+        Ok(())
+    }
+
+    async fn exchange(&mut self, path: &str, body: &str) -> Result<Answers, EtcdError> {
+        let open = self.sender.take().filter(|sender| !sender.is_closed());
+        let is_new = open.is_none();
+        let mut sender = match open {
             Some(sender) => sender,
             None => self.connect().await?,
         };
-        let answer = self.send(&mut sender, path, body).await?;
-        let is_ok = answer.status().is_success();
+        let answer = self.send(&mut sender, path, body, is_new).await?;
+        let status = answer.status();
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
         let body = body.map_err(|e| self.error(e))?.to_bytes();
         let values = serde_json::Deserializer::from_slice(&body).into_iter::<Value>();
         let values: Result<Answers, _> = values.collect();
-        let values = values.map_err(|e| self.error(e))?;
+        let values = values.map_err(|_| self.error(no_json(status, &body)))?;
         self.sender = Some(sender);
         match values.iter().find(|value| !value["error"].is_null()) {
             Some(value) => Err(self.answered_error(value)),
-            None if !is_ok => Err(self.error("an error without a reason")),
+            None if !status.is_success() => Err(self.error("an error without a reason")),
             None => Ok(values),
         }
     }
@@ -125,41 +182,43 @@ impl EtcdApi {
         let text = [&error["message"], &error["error"]];
         let text = text.into_iter().find_map(Value::as_str);
         let text = text.unwrap_or("unknown error").to_string();
+        let is_of_token = code == UNAUTHENTICATED || text.contains(OLD_TOKEN);
         match TRANSIENT_CODES.contains(&code) {
             true => self.error(text),
+            false if is_of_token && self.token.is_some() => EtcdError::InvalidToken(text),
             false => EtcdError::Refused(text),
         }
     }
 
     async fn send(
         &self,
-        sender: &mut SendRequest<Full<Bytes>>,
+        sender: &mut EtcdSender,
         path: &str,
-        body: String,
+        body: &str,
+        is_new: bool,
     ) -> Result<http::Response<Incoming>, EtcdError> {
-        let request = Request::post(path)
-            .header(header::HOST, self.member())
-            .body(Full::new(Bytes::from(body)))
+        let address = self.member().map_or("", EtcdMember::address);
+        let mut request = Request::post(path).header(header::HOST, address);
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, token);
+        }
+        let request = request
+            .body(Full::new(Bytes::copy_from_slice(body.as_bytes())))
             .map_err(|e| self.error(e))?;
-        let ready = sender.ready().await;
-        ready.map_err(|e| self.error(e))?;
-        let answer = sender.send_request(request).await;
-        answer.map_err(|e| self.error(e))
+        let error = |e: hyper::Error| match is_new {
+            true => self.error_without_answer(http_error(&e)),
+            false => self.error(http_error(&e)),
+        };
+        sender.ready().await.map_err(error)?;
+        sender.send_request(request).await.map_err(error)
     }
 
-    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, EtcdError> {
-        let stream = TcpStream::connect(self.member()).await;
-        let stream = stream.map_err(|e| self.error(e))?;
-        // Calls are small and wait for each other.
-        let _ = stream.set_nodelay(true);
-        let shaken = http1::handshake(TokioIo::new(stream)).await;
-        let (sender, connection) = shaken.map_err(|e| self.error(e))?;
-        actix_rt::spawn(async move {
-            if let Err(e) = connection.await {
-                debug!("mnat-server: the connection to etcd ended: {e}");
-            }
-        });
-        Ok(sender)
+    async fn connect(&self) -> Result<EtcdSender, EtcdError> {
+        let Some(member) = self.member() else {
+            return Err(self.error("there are no members"));
+        };
+        let connected = member.connect(&self.options).await;
+        connected.map_err(|why| self.error(why))
     }
 
     /// Watches the keys from `key` to `end`, exclusive, from a revision on. Uses the member of the
@@ -171,11 +230,10 @@ impl EtcdApi {
         let create = json!({ "create_request": {
             "key": encode(key), "range_end": encode(end), "start_revision": from.to_string(),
         }});
+        let create = create.to_string();
         let open = async {
             let mut sender = self.connect().await?;
-            let answer = self
-                .send(&mut sender, "/v3/watch", create.to_string())
-                .await?;
+            let answer = self.send(&mut sender, "/v3/watch", &create, true).await?;
             Ok(EtcdWatch {
                 body: answer.into_body(),
                 buffer: BytesMut::new(),
@@ -192,7 +250,7 @@ pub struct EtcdWatch {
     body: Incoming,
     buffer: BytesMut,
     /// The connection ends with it.
-    _sender: SendRequest<Full<Bytes>>,
+    _sender: EtcdSender,
 }
 
 impl EtcdWatch {
@@ -217,6 +275,13 @@ impl EtcdWatch {
             }
         }
     }
+}
+
+/// Describes an answer that is no JSON: often one sentence, with which etcd refuses all calls.
+fn no_json(status: StatusCode, body: &[u8]) -> String {
+    let shown = body.get(..MAX_SHOWN).unwrap_or(body);
+    let text = quote(String::from_utf8_lossy(shown).trim());
+    format!("it answers {status}, and no JSON: {text}")
 }
 
 /// Encodes a key or a value.

@@ -41,8 +41,10 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::etcd_api::{EtcdApi, EtcdError, EtcdWatch, decode, encode, number};
+use super::etcd_member::{EtcdMember, EtcdOptions};
 use super::{CommitError, MappingStore};
 use crate::mnat::Channel;
+use crate::mnat::client_tls::ClientTlsError;
 use crate::mnat_server::changes::{
     SharedEvent, SharedEvents, StoreChange, StoredMapping, StoredWatcher, Transaction,
 };
@@ -80,8 +82,20 @@ const MAX_OWN_COMMITS: usize = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum EtcdStoreError {
     /// The address of a member is not valid.
-    #[error("{0}: expected http://HOST:PORT")]
+    #[error("{0}: expected http://HOST:PORT or https://HOST:PORT")]
     Url(String),
+    /// The files of TLS cannot be used.
+    #[error("etcd: {0}")]
+    Tls(#[from] ClientTlsError),
+    /// The files of TLS are not needed by any member.
+    #[error("--etcd-ca and --etcd-cert need https:// in --etcd")]
+    UnusedTls,
+    /// etcd refuses this client.
+    #[error(
+        "{0}; if etcd has users, set --etcd-user and --etcd-password-file to one that may read and \
+         write the keys below {PREFIX}"
+    )]
+    Refused(String),
     /// etcd does not answer.
     #[error("{0}; check --etcd, and whether most members of etcd are up")]
     Unavailable(String),
@@ -129,14 +143,15 @@ impl EtcdStore {
     /// all of its local channels.
     ///
     /// # Errors
-    /// etcd cannot be reached for a minute, or has mappings of another pool.
+    /// The options cannot be used, etcd refuses this client or cannot be reached for a minute, or
+    /// it has mappings of another pool.
     pub async fn open(
-        urls: &[String],
+        options: EtcdOptions,
         pool: &Pool,
     ) -> Result<(Self, SharedEvents), EtcdStoreError> {
-        let members: Result<Vec<String>, _> = urls.iter().map(|url| member(url)).collect();
+        let members = members(&options)?;
         let mut store = Self {
-            api: EtcdApi::new(members?),
+            api: EtcdApi::new(members, options),
             pool: pool.clone(),
             watch: None,
             revision: 0,
@@ -149,6 +164,9 @@ impl EtcdStore {
         let (state, stored_pool) = loop {
             match store.load().await {
                 Ok(loaded) => break loaded,
+                Err(e @ (EtcdError::Refused(_) | EtcdError::Password(..))) => {
+                    return Err(EtcdStoreError::Refused(e.to_string()));
+                }
                 Err(e) if Instant::now() > deadline => {
                     return Err(EtcdStoreError::Unavailable(e.to_string()));
                 }
@@ -491,18 +509,22 @@ impl EtcdStore {
     }
 }
 
-/// Returns the address of a member in its URL.
-fn member(url: &str) -> Result<String, EtcdStoreError> {
-    let address = url.trim().strip_prefix("http://");
-    let address = address.map(|address| address.trim_end_matches('/'));
-    let is_valid = |address: &&str| {
-        let port = address
-            .rsplit_once(':')
-            .map(|(_, port)| port.parse::<u16>());
-        matches!(port, Some(Ok(_)))
+/// Returns the members. Reads the files of TLS, so that faults are reported at the start.
+fn members(options: &EtcdOptions) -> Result<Vec<EtcdMember>, EtcdStoreError> {
+    let member = |url: &String| {
+        let member = EtcdMember::parse(url);
+        member.ok_or_else(|| EtcdStoreError::Url(url.clone()))
     };
-    let address = address.filter(is_valid).map(String::from);
-    address.ok_or_else(|| EtcdStoreError::Url(url.into()))
+    let members: Result<Vec<EtcdMember>, _> = options.urls.iter().map(member).collect();
+    let members = members?;
+    match members.iter().any(EtcdMember::has_tls) {
+        true => drop(options.tls_files().config()?),
+        false if options.ca.is_some() || options.cert.is_some() => {
+            return Err(EtcdStoreError::UnusedTls);
+        }
+        false => {}
+    }
+    Ok(members)
 }
 
 fn key(kind: &str, name: &str) -> String {

@@ -7,9 +7,11 @@
 //! too. Such a store decides, and its events change the machine: [`EtcdStore`].
 
 mod etcd_api;
+mod etcd_member;
 mod etcd_store;
 mod redb_store;
 
+pub use etcd_member::EtcdOptions;
 pub use etcd_store::{EtcdStore, EtcdStoreError};
 pub use redb_store::{RedbStore, RedbStoreError};
 

@@ -35,28 +35,28 @@ cases!("mnat_server":
 ///                                             |------ net0 eg2 out --- eth1 rc2
 ///                                             `------ eth0 srv
 /// ```
-struct Network {
-    src: Ns,
-    ing: Ns,
-    egresses: [Ns; 2],
-    hosts: [Ns; 2],
+pub(super) struct Network {
+    pub(super) src: Ns,
+    pub(super) ing: Ns,
+    pub(super) egresses: [Ns; 2],
+    pub(super) hosts: [Ns; 2],
     srv: Ns,
     ca: Ca,
-    ca_file: PathBuf,
+    pub(super) ca_file: PathBuf,
 }
 
-const SERVER: &str = "10.9.0.9";
+pub(super) const SERVER: &str = "10.9.0.9";
 
 /// The switches deliver multicast only to ports with members, and are the queriers. They consider
 /// themselves valid queriers after the query response interval, here one second.
 const SNOOPING: &str = "mcast_snooping 1 mcast_querier 1 mcast_igmp_version 3 mcast_mld_version 2 \
                         mcast_query_interval 1000 mcast_query_response_interval 100";
 
-const POOL_V4: &str = r#"{"group-pool": {"ranges": [
+pub(super) const POOL_V4: &str = r#"{"group-pool": {"ranges": [
     {"group-range": "239.1.1.0/24", "source-range": "10.9.9.9"}]}}"#;
 
 impl Network {
-    fn new(lab: &Lab) -> Self {
+    pub(super) fn new(lab: &Lab) -> Self {
         let ns = |name| lab.ns(name);
         let network = Self {
             src: ns("src"),
@@ -125,7 +125,7 @@ impl Network {
     }
 
     /// Starts the server.
-    fn serve(&self, lab: &Lab, pool: &str, options: &[&str]) -> Program {
+    pub(super) fn serve(&self, lab: &Lab, pool: &str, options: &[&str]) -> Program {
         let address = format!("{SERVER}:8443");
         start_server(lab, &self.srv, &self.ca, &address, pool, options)
     }
@@ -138,11 +138,11 @@ impl Network {
         )
     }
 
-    fn ingress(&self, lab: &Lab) -> Router {
+    pub(super) fn ingress(&self, lab: &Lab) -> Router {
         Router::start(lab, &self.ing, &self.settings("ingress", "in", "mid"))
     }
 
-    fn egress(&self, lab: &Lab, n: usize) -> Router {
+    pub(super) fn egress(&self, lab: &Lab, n: usize) -> Router {
         let settings = self.settings("egress", "net0", "out");
         Router::start(lab, &self.egresses[n], &settings)
     }

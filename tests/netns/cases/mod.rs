@@ -47,7 +47,9 @@ mod merge;
 mod metrics;
 mod mnat;
 mod mnat_etcd;
+mod mnat_etcd_tls;
 mod mnat_flags;
+mod mnat_prototype;
 mod mnat_reload;
 mod mnat_server;
 mod openapi;
@@ -185,7 +187,9 @@ pub fn all() -> Vec<Case> {
         translated_joins::cases(),
         mnat::cases(),
         mnat_etcd::cases(),
+        mnat_etcd_tls::cases(),
         mnat_flags::cases(),
+        mnat_prototype::cases(),
         mnat_reload::cases(),
         mnat_server::cases(),
     ]

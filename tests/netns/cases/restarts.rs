@@ -26,6 +26,7 @@ use crate::lab::{
 cases!("restarts":
     #[LinkKind("bridge")] #[BpfPrograms] killed_proxy_loses_nothing,
     #[BpfPrograms] killed_ends_of_multicast_nat_lose_nothing,
+    #[BpfPrograms] killed_ends_of_multicast_nat_lose_nothing_at_their_start,
     pair_upgraded_in_turn_loses_nothing,
     #[BpfPrograms] killed_router_of_a_pair_loses_nothing,
     #[BpfPrograms] restarts_leave_nothing_behind,
@@ -122,7 +123,9 @@ fn killed_proxy_loses_nothing(lab: &Lab) {
     eventually("the leave of a stop", true, || leaves() > 0);
 }
 
-fn killed_ends_of_multicast_nat_lose_nothing(lab: &Lab) {
+/// Starts both ends of multicast NAT and a stream, which the kernel forwards, and calls `interrupt`
+/// with the ends. No packet is lost, and the server sees no new client.
+fn interrupt_multicast_nat(lab: &Lab, interrupt: impl FnOnce(&mut [Router; 2])) {
     let bpffs = BpfFs::mount(lab);
     let topology = MnatTopology::new(lab);
     let server_state = ServerState::starting_at(0);
@@ -131,11 +134,13 @@ fn killed_ends_of_multicast_nat_lose_nothing(lab: &Lab) {
     std::fs::write(&egress_file, "10.0.0.10,232.1.1.1\n").expect("writing");
     let ingress = topology.settings("ingress", "in", "mid", &ingress_file);
     let egress = topology.settings("egress", "net0", "out", &egress_file);
-    let mut ing = Router::start(lab, &topology.ing, &bpffs_settings(&bpffs, &ingress));
-    let mut egr = Router::start(lab, &topology.egr, &bpffs_settings(&bpffs, &egress));
+    let start = |ns, toml: &str| Router::start(lab, ns, &bpffs_settings(&bpffs, toml));
+    let mut ends = [
+        start(&topology.ing, &ingress),
+        start(&topology.egr, &egress),
+    ];
     let mapping = [("232.1.1.1", "239.1.1.1")];
-    wait_mapped(&egr, &mapping);
-    wait_mapped(&ing, &mapping);
+    ends.iter().for_each(|end| wait_mapped(end, &mapping));
     let watchers = server_state.lock().unwrap().watcher_count();
     let (source, group) = ("10.0.0.10:9", "232.1.1.1:5000");
     let receiver = NumberedReceiver::start(&topology.rcv, "eth1", "232.1.1.1");
@@ -144,8 +149,8 @@ fn killed_ends_of_multicast_nat_lose_nothing(lab: &Lab) {
         wait_until(TIMEOUT, || receiver.received() > 100),
         "nothing arrives"
     );
-    wait_until_in_kernel(&[&ing, &egr]);
-    for end in [&ing, &egr] {
+    wait_until_in_kernel(&ends.each_ref());
+    for end in &ends {
         let state = end.socket.with_extension("state").join("learned");
         let is_stored = || read_to_string(&state).is_ok_and(|t| t.contains("239.1.1.1"));
         assert!(wait_until(TIMEOUT, is_stored), "{}", state.display());
@@ -154,25 +159,39 @@ fn killed_ends_of_multicast_nat_lose_nothing(lab: &Lab) {
     drop(receiver);
     let receiver = NumberedReceiver::start(&topology.rcv, "eth1", "232.1.1.1");
     let stream = NumberedStream::start(&topology.src, "eth0", source, group, 2000);
-    let mut random = Random::default();
-    for _ in 0..restarts() {
-        for end in [&mut ing, &mut egr] {
-            end.kill();
-            std::thread::sleep(Duration::from_millis(random.below(300) as u64));
-            end.start_again(lab);
-            // While its routes are applied, the process itself forwards for a moment.
-            wait_until_in_kernel(&[end]);
-        }
-    }
-    for end in [&mut ing, &mut egr] {
+    interrupt(&mut ends);
+    for end in &mut ends {
         end.kill();
         end.start_again(lab);
     }
     stream.wait_for_more(1000);
     expect_each_once(stream, receiver);
-    wait_mapped(&egr, &mapping);
-    wait_mapped(&ing, &mapping);
+    ends.iter().for_each(|end| wait_mapped(end, &mapping));
     assert_eq!(server_state.lock().unwrap().watcher_count(), watchers);
+}
+
+fn killed_ends_of_multicast_nat_lose_nothing(lab: &Lab) {
+    let mut random = Random::default();
+    interrupt_multicast_nat(lab, |ends| {
+        for _ in 0..restarts() {
+            for end in ends.iter_mut() {
+                kill_and_start(lab, end, &mut random);
+            }
+        }
+    });
+}
+
+/// Kills the ends at these times after the start of their processes.
+fn killed_ends_of_multicast_nat_lose_nothing_at_their_start(lab: &Lab) {
+    interrupt_multicast_nat(lab, |ends| {
+        for time in [50, 100, 150, 200, 250, 300] {
+            for end in ends.iter_mut() {
+                end.kill();
+                end.launch_again(lab);
+                std::thread::sleep(Duration::from_millis(time));
+            }
+        }
+    });
 }
 
 /// Returns how often each sequence number arrived.

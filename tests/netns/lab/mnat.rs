@@ -43,8 +43,11 @@ pub fn serve(
     Server::start(listener.expect("a port"), tls, server_state.clone())
 }
 
-/// Starts `mcastor mnat-server` at `address` of `ns`, with a certificate for that address, and waits
-/// until it listens.
+/// A name of `mcastor mnat-server` in its certificate, for clients that want one.
+pub const SERVER_NAME: &str = "mnat.test";
+
+/// Starts `mcastor mnat-server` at `address` of `ns`, with a certificate for that address and for
+/// [`SERVER_NAME`], and waits until it listens.
 #[track_caller]
 pub fn start_server(
     lab: &Lab,
@@ -57,7 +60,8 @@ pub fn start_server(
     let pem = lab.file("server.pem");
     if !pem.exists() {
         let host = address.rsplit_once(':').expect("a port").0;
-        std::fs::write(&pem, ca.sign(&[host], 0).pem).expect("writing a certificate");
+        let identity = ca.sign(&[host, SERVER_NAME], 0);
+        std::fs::write(&pem, identity.pem).expect("writing a certificate");
     }
     let pool_file = lab.file("pool.json");
     std::fs::write(&pool_file, pool).expect("writing a pool");

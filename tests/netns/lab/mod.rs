@@ -18,6 +18,7 @@ pub mod keeper;
 pub mod link;
 pub mod metrics;
 pub mod mnat;
+pub mod mnat_prototype;
 pub mod name_server;
 pub mod ns;
 pub mod numbered_stream;

@@ -21,10 +21,8 @@ impl Handler<MnatRoutesChanged> for Routing {
             match step {
                 RouteStep::Install { matched, rewritten } => {
                     let route = MnatRoute { matched, rewritten };
-                    match route.rules(&from, &to) {
-                        Ok((rule, join)) => {
-                            changes.push(MnatRouteChange::Install(Box::new(rule), join))
-                        }
+                    match route.change(&from, &to) {
+                        Ok(change) => changes.push(change),
                         Err(e) => refused.push((route.name(), e.to_string())),
                     }
                 }

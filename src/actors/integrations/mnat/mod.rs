@@ -8,8 +8,10 @@
 mod events;
 mod joinfile_writer;
 mod reload;
+mod restored;
 
 pub use reload::{ACTOR_NAME, reconfigure};
+pub use restored::restore_routes;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -123,12 +125,8 @@ impl Mnat {
         let Some((saved, clock)) = saved.zip(boot_clock::read().ok()) else {
             return;
         };
-        self.machine.restore(&clock, &saved, &server(&self.config));
-        let restored: BTreeSet<Channel> = self.machine.assigned().collect();
-        let mappings = saved.mappings.iter().map(|m| (m.global, m.local));
-        let mappings = mappings.filter(|(global, _)| restored.contains(global));
-        self.plan
-            .restore(&clock, &saved.transitions, &mappings.collect());
+        let (machine, plan) = (&mut self.machine, &mut self.plan);
+        restored::restore(&self.config, (&saved, &clock), machine, plan);
         let joins = saved.joins.iter().copied().collect();
         match self.config.joins.members {
             true => self.from_members = joins,
@@ -140,7 +138,7 @@ impl Mnat {
     /// Updates the store.
     fn save(&self) {
         if let Ok(clock) = boot_clock::read() {
-            let mut saved = self.machine.saved(&clock, server(&self.config));
+            let mut saved = self.machine.saved(&clock, restored::server(&self.config));
             saved.transitions = self.plan.saved(&clock);
             self.context.store.set_mnat(Some(saved));
         }
@@ -507,11 +505,6 @@ impl Mnat {
         }
         all
     }
-}
-
-/// Returns host and port of the server.
-fn server(config: &Config) -> (String, u16) {
-    (config.target.host.clone(), config.target.port)
 }
 
 /// Returns the watch of the joinfile that an egress reads.
