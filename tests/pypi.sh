@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the programs and libraries from PyPI that tests of discovery use, in target/pypi (20 MB): no
-# Debian package has them. Without them, these tests are skipped.
+# Installs the programs and libraries from PyPI that tests of discovery use, in target/pypi: no Debian
+# package has them. Downloads 20 MB. Without them, these tests are skipped.
 set -eu
 cd "$(dirname "$0")/.."
 
