@@ -53,10 +53,10 @@ impl GroupReceivers {
     /// Returns the gateways that receive a source, in a constant order.
     pub fn of(&self, source: IpAddr) -> impl Iterator<Item = TunnelEndpoint> + '_ {
         let named = self.by_source.get(&source).into_iter().flatten().copied();
-        let any = self.any_source.iter().filter(move |receiver| {
-            let excluded = &receiver.excluded;
-            excluded.is_empty() || !excluded.iter().any(|s| s.addr() == source)
-        });
+        let excluded = Source::new(source).ok();
+        let receives =
+            move |r: &&AnySource| excluded.is_none_or(|source| !r.excluded.contains(&source));
+        let any = self.any_source.iter().filter(receives);
         named.chain(any.map(|receiver| receiver.gateway))
     }
 

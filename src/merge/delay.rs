@@ -24,6 +24,11 @@ impl PeakDelay {
         self.current.max(self.previous)
     }
 
+    /// Notes that the clock was set back to `now_ns`.
+    pub fn set_back(&mut self, now_ns: u64) {
+        self.began_ns = self.began_ns.min(now_ns);
+    }
+
     fn rotate(&mut self, now_ns: u64) {
         let age = now_ns.saturating_sub(self.began_ns);
         if age < INTERVAL_NS {

@@ -95,6 +95,13 @@ impl Fingerprints {
         None
     }
 
+    /// Notes that the clock of the receive times was set back to `now_ns`.
+    pub fn set_back(&mut self, now_ns: u64) {
+        for entry in self.buckets.iter_mut().flatten() {
+            *entry = Entry::new(entry.fingerprint, entry.path(), entry.time_ns().min(now_ns));
+        }
+    }
+
     /// Counts the packets whose copies have not arrived within the window.
     pub fn expire(&mut self, now_ns: u64, statistics: &mut MergeStatistics) {
         for entry in self.buckets.iter_mut().flatten() {

@@ -55,6 +55,8 @@ struct ReadPosition {
     until_ns: Option<u64>,
     /// How often the other path was read since.
     unread: u32,
+    /// The number of the last batch.
+    batch: u64,
 }
 
 /// The state of a merge.
@@ -91,15 +93,43 @@ impl Merger {
 
     /// Notes that all packets of a path that were received until this time were pushed.
     pub fn note_read(&mut self, path: MergePath, until_ns: u64) {
+        self.note_time(path, until_ns);
+        self.note_reading(path);
+    }
+
+    /// Notes that packets of a batch of a path were pushed. Successive batches have other numbers.
+    ///
+    /// A batch counts once, however many packets it has. While the process could not read, both
+    /// paths have collected packets, and a large batch of one must not look as if the other brought
+    /// nothing.
+    pub fn note_batch(&mut self, path: MergePath, batch: u64) {
+        let own = &mut self.read[path.index()];
+        if std::mem::replace(&mut own.batch, batch) != batch {
+            self.note_reading(path);
+        }
+    }
+
+    fn note_reading(&mut self, path: MergePath) {
         let other = &mut self.read[path.other().index()];
         other.unread = other.unread.saturating_add(1);
+        self.read[path.index()].unread = 0;
+    }
+
+    fn note_time(&mut self, path: MergePath, time_ns: u64) {
         let own = &mut self.read[path.index()];
-        // The clock of the receive times may be set back.
-        let latest = own
-            .until_ns
-            .filter(|at| at.abs_diff(until_ns) < LIVENESS_NS);
-        own.until_ns = Some(latest.unwrap_or_default().max(until_ns));
-        own.unread = 0;
+        let latest = own.until_ns.unwrap_or_default();
+        if latest.saturating_sub(time_ns) < LIVENESS_NS {
+            own.until_ns = Some(latest.max(time_ns));
+            return;
+        }
+        // The times of a path are in order, so the clock was set back.
+        own.until_ns = Some(time_ns);
+        for stream in self.streams.values_mut() {
+            stream.set_back(time_ns);
+        }
+        if let Some(fingerprints) = &mut self.fingerprints {
+            fingerprints.set_back(time_ns);
+        }
     }
 
     /// Returns the time up to which both paths were read.
@@ -117,7 +147,7 @@ impl Merger {
         packet: &MergePacket<'_>,
         time_ns: u64,
     ) -> MergeOutcome {
-        self.note_read(path, time_ns);
+        self.note_time(path, time_ns);
         self.statistics.received[path.index()] += 1;
         let sequence = packet
             .payload

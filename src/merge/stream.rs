@@ -10,7 +10,7 @@ use super::delay::PeakDelay;
 use super::sequence::distance;
 use super::statistics::MergeStatistics;
 use super::step::Step;
-use super::window::{SlotState, Window, WindowSlot};
+use super::window::{MIN_SLOTS, SlotState, Window, WindowSlot};
 
 /// A path that has brought no packet for this time is not waited for.
 pub(super) const LIVENESS_NS: u64 = 1_000_000_000;
@@ -26,6 +26,11 @@ const CONFIRMING_DISTANCE: i64 = 64;
 
 /// Largest jump ahead of long numbers that is counted as loss, and not as a restart.
 const MAX_OUTAGE: i64 = 1_000_000;
+
+/// How many numbers a packet may skip on average. The work for a packet is proportional to the
+/// numbers that it skips, so a sender of any numbers must not skip a whole window with each. A
+/// window of the smallest size permits as many.
+const SKIPPED_PER_PACKET: u64 = MIN_SLOTS as u64 / 2;
 
 /// Stands for the packet that is being pushed.
 const CURRENT: u32 = u32::MAX;
@@ -105,6 +110,8 @@ pub(super) struct MergedStream {
     next_epoch: u32,
     candidate: Option<Candidate>,
     paths: [PathState; 2],
+    /// How many numbers may be skipped now.
+    skippable: u64,
     /// By how much packets are late that their own path has passed already.
     reordering: PeakDelay,
     /// By how much second copies are late.
@@ -124,6 +131,7 @@ impl MergedStream {
             next_epoch: 0,
             candidate: None,
             paths: [PathState::default(); 2],
+            skippable: max_slots as u64,
             reordering: PeakDelay::default(),
             skew: PeakDelay::default(),
         }
@@ -153,6 +161,7 @@ impl MergedStream {
         counts: &mut MergeStatistics,
     ) -> Fate {
         self.last_ns = arrival.time_ns;
+        self.skippable = (self.skippable + SKIPPED_PER_PACKET).min(self.max_slots as u64);
         if self.epochs.is_empty() {
             self.open(arrival.number, arrival.time_ns);
         }
@@ -250,6 +259,23 @@ impl MergedStream {
         }
     }
 
+    /// Notes that the clock of the receive times was set back to `now_ns`. What happened before would
+    /// lie in the future, and what is missing since then would be waited for until then.
+    pub fn set_back(&mut self, now_ns: u64) {
+        let limit = |time_ns: &mut u64| *time_ns = (*time_ns).min(now_ns);
+        limit(&mut self.began_ns);
+        limit(&mut self.last_ns);
+        for epoch in &mut self.epochs {
+            limit(&mut epoch.opened_ns);
+            epoch.window.set_back(now_ns);
+        }
+        let candidate = self.candidate.iter_mut().map(|c| &mut c.time_ns);
+        let fitted = self.paths.iter_mut().filter_map(|p| p.fitted_ns.as_mut());
+        candidate.chain(fitted).for_each(limit);
+        self.reordering.set_back(now_ns);
+        self.skew.set_back(now_ns);
+    }
+
     /// Returns whether the path has recently brought packets that fit.
     fn is_live(&self, path: usize, clock_ns: u64) -> bool {
         let fitted = self.paths[path].fitted_ns;
@@ -320,7 +346,8 @@ impl MergedStream {
                 true => slots / 2,
                 false => max_slots / 2,
             };
-            return (position - window.end() < limit).then_some(Ok(position));
+            let skipped = position - window.end();
+            return (skipped < limit && skipped <= self.skippable).then_some(Ok(position));
         }
         let is_young = |since: u64| time_ns.saturating_sub(since) <= 2 * self.window_ns;
         if position < window.base() {
@@ -359,6 +386,8 @@ impl MergedStream {
         }
         let is_ahead = position >= window.end();
         if is_ahead {
+            let skipped = position - window.end();
+            self.skippable = self.skippable.saturating_sub(skipped);
             let (_, max_slots) = window.capacity();
             let first = (position + 1).saturating_sub(max_slots);
             if first > window.next() {
@@ -438,7 +467,7 @@ impl MergedStream {
         };
         let ahead = distance(first.number, number, self.bits);
         let is_same_packet = ahead == 0 && first.path == path;
-        if is_same_packet || ahead.abs() > CONFIRMING_DISTANCE {
+        if is_same_packet || ahead.unsigned_abs() > CONFIRMING_DISTANCE.unsigned_abs() {
             expire(first, steps, counts);
             self.candidate = Some(new);
             return Fate::Held(Place::Candidate);

@@ -6,6 +6,8 @@ use std::time::Duration;
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
 
+use super::stream::{MergedStream, NumberedPacket};
+use super::window::MAX_SLOTS;
 use super::*;
 use crate::model::{InterfaceId, MergeBy, MergePath, MergeRule};
 use crate::wire::ip::IpHeader;
@@ -183,7 +185,7 @@ proptest! {
     fn two_lossy_paths_become_their_union_in_order(
         lost in prop::collection::vec(0u8..10, 300),
         limits in (0u8..5, 0u8..5),
-        delays_ms in (0u64..40, 0u64..40),
+        delays_ms in (0u64..90, 0u64..90),
         interval_us in 200u64..6000,
         reading_ms in 1u64..40,
         first in prop::sample::select(vec![0u32, 65_400, u32::MAX - 100]),
@@ -463,4 +465,92 @@ fn many_streams_fall_back_to_their_payload() {
     let counts = simulation.merger.statistics(simulation.now_ns);
     assert_eq!(counts.streams, 1024);
     assert_eq!(counts.by_payload, 2 * (3000 - 1024));
+}
+
+/// The process could not read for longer than the window, and then reads all of one path first.
+#[test]
+fn stall_of_the_process_is_no_loss() {
+    let paths = [
+        path(4000, MS, |_| 0, |at| at % 10 == 3),
+        path(4000, MS, |_| 30 * MS, |at| at % 10 == 7),
+    ];
+    let mut simulation = Simulation::new(&rule(BY_FIELD, 50), numbered(4000, 0));
+    for path in MergePath::ALL {
+        simulation.merger.note_read(path, START);
+    }
+    simulation.run(&paths, 500 * MS);
+    assert_eq!(simulation.numbers(), union(&paths, 500 * MS));
+}
+
+#[test]
+fn clock_that_is_set_back_withholds_no_packets() {
+    let (hour, step) = (3_600_000 * MS, 2500);
+    let clock = |ms: usize| START + ms as u64 * MS + if ms < step { hour } else { 0 };
+    let mut simulation = Simulation::new(&rule(BY_FIELD, 50), numbered(4000, 0));
+    let mut passed = 0;
+    for ms in 0..4100 {
+        simulation.now_ns = clock(ms);
+        if ms < 4000 && ms % 10 != 3 {
+            simulation.push(MergePath::First, (clock(ms), ms));
+        }
+        // What both lose is missing when the clock is set back.
+        let of_second = ms.checked_sub(20).filter(|at| *at < 4000 && *at != 2483);
+        if let Some(at) = of_second {
+            simulation.push(MergePath::Second, (clock(ms), at));
+        }
+        for path in MergePath::ALL {
+            simulation.merger.note_read(path, clock(ms));
+        }
+        simulation.merger.poll();
+        simulation.take_steps(None);
+        if ms == step + 100 {
+            passed = simulation.passed.len();
+        }
+    }
+    assert!(passed > step, "{passed}");
+    let expected: Vec<usize> = (0..4000).filter(|at| *at != 2483).collect();
+    assert_eq!(simulation.numbers(), expected);
+}
+
+/// A sender may choose any numbers. The work for them is bounded by the number of its packets.
+#[test]
+fn skipped_numbers_are_bounded_by_the_packets() {
+    let mut stream = MergedStream::new(32, 50 * MS, MAX_SLOTS, START);
+    let (mut steps, mut counts) = (Vec::new(), MergeStatistics::default());
+    let (packets, mut number) = (3000, 0);
+    for n in 0..packets {
+        // The window grows at first.
+        number += if n < 1000 { 500 } else { 60_000 };
+        let time_ns = START + n * 1000;
+        let arrival = NumberedPacket {
+            path: 0,
+            number,
+            time_ns,
+            clock_ns: time_ns,
+            is_full: false,
+        };
+        stream.push(arrival, &mut steps, &mut counts);
+        steps.clear();
+    }
+    let most = MAX_SLOTS as u64 + packets * 512;
+    assert!(counts.lost_on_both <= most, "{counts:?}");
+}
+
+/// The largest distance of numbers of 64 bits has no absolute value.
+#[test]
+fn opposite_numbers_are_no_restart() {
+    let mut stream = MergedStream::new(64, 50 * MS, MAX_SLOTS, START);
+    let (mut steps, mut counts) = (Vec::new(), MergeStatistics::default());
+    for (n, number) in [0, 1 << 62, 3 << 62].into_iter().enumerate() {
+        let time_ns = START + n as u64 * MS;
+        let arrival = NumberedPacket {
+            path: 0,
+            number,
+            time_ns,
+            clock_ns: time_ns,
+            is_full: false,
+        };
+        stream.push(arrival, &mut steps, &mut counts);
+    }
+    assert_eq!(counts.restarts, 0);
 }

@@ -3,7 +3,7 @@
 use super::statistics::MergeStatistics;
 
 /// The smallest number of slots.
-const MIN_SLOTS: usize = 1024;
+pub(super) const MIN_SLOTS: usize = 1024;
 
 /// The largest number of slots, a power of two. At a window of 50 ms it is enough for a million packets a second.
 pub(super) const MAX_SLOTS: usize = 1 << 17;
@@ -191,6 +191,13 @@ impl Window {
         self.slot_mut(position).seen |= 1 << path;
         let (first, highest) = self.span[path].unwrap_or((position, position));
         self.span[path] = Some((first.min(position), highest.max(position)));
+    }
+
+    /// Notes that the clock of the receive times was set back to `now_ns`.
+    pub fn set_back(&mut self, now_ns: u64) {
+        for slot in &mut self.slots {
+            slot.time_ns = slot.time_ns.min(now_ns);
+        }
     }
 
     /// Counts the packets that a path lost, of those that arrived before `time_ns`.

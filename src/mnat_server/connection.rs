@@ -15,6 +15,7 @@ use h2::{Ping, PingPong, Reason, RecvStream};
 use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use tokio::net::TcpStream;
+use tokio::sync::SemaphorePermit;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -171,19 +172,20 @@ async fn answer(
     let start = Instant::now();
     let (head, mut body) = request.into_parts();
     let answered = async {
+        // A body that is not read yet waits in the flow control window of the connection.
+        let delay = state.pacer.borrow_mut().delay(start);
+        if !delay.is_zero() {
+            sleep(delay).await;
+        }
         // The whole body is read before the answer: otherwise the stream would be reset.
-        let body = read_body(&state.site, &mut body).await?;
+        let (body, permit) = read_body(&state.site, &mut body).await?;
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         let caller = Caller {
             identity: state.identity.clone(),
             can_wait: wait_preference(&head.headers).is_some(),
         };
-        let delay = state.pacer.borrow_mut().delay(start);
-        if !delay.is_zero() {
-            sleep(delay).await;
-        }
         let (op, request) = rest::parse(head.method.as_str(), path, &body);
-        drop(body);
+        drop((body, permit));
         let answer = match request {
             RestRequest::Answer(answer) => answer,
             RestRequest::Server(request) => {
@@ -221,8 +223,12 @@ async fn answer(
     }
 }
 
-/// Reads the body of a request. Returns `None` if it does not end.
-async fn read_body(site: &ServerSite, body: &mut RecvStream) -> Option<Vec<u8>> {
+/// Reads the body of a request. Returns it with the permit for a long body, which ends with the body;
+/// `None` if the body does not end.
+async fn read_body<'s>(
+    site: &'s ServerSite,
+    body: &mut RecvStream,
+) -> Option<(Vec<u8>, Option<SemaphorePermit<'s>>)> {
     let read = async {
         let (mut bytes, mut len) = (Vec::new(), 0);
         let mut permit = None;
@@ -241,7 +247,7 @@ async fn read_body(site: &ServerSite, body: &mut RecvStream) -> Option<Vec<u8>> 
                 bytes.extend_from_slice(&chunk);
             }
         }
-        Some(bytes)
+        Some((bytes, permit))
     };
     timeout(BODY_TIMEOUT, read).await.ok().flatten()
 }

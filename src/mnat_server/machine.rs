@@ -34,7 +34,7 @@ mod tests;
 mod watcher;
 
 pub use requests::{Caller, ServerCounts, ServerOutput, ServerReply, ServerRequest};
-use watcher::{Watcher, WatcherJoin};
+use watcher::{SourceSet, Watcher, WatcherJoin};
 
 /// How long a watcher id is valid without a refresh.
 pub const WATCHER_LIFETIME: Duration = Duration::from_secs(60);
@@ -47,8 +47,13 @@ const REPAIR_DELAY: Duration = Duration::from_secs(2);
 const MAX_JOINS: usize = 20_000;
 /// The same with a shared store, whose values have a limit of 1.5 MiB.
 const MAX_SHARED_JOINS: usize = 10_000;
+/// Maximum number of channels that all watchers join together, which bounds the memory of the server.
+const MAX_ALL_JOINS: usize = 500_000;
 /// Maximum number of prefixes that a watcher watches.
 const MAX_MONITORS: usize = 64;
+/// Maximum number of prefixes that all watchers watch together. Each change of a channel is compared
+/// with them.
+const MAX_ALL_MONITORS: usize = 65_536;
 /// Maximum number of watchers.
 const MAX_WATCHERS: usize = 131_072;
 /// The characters of watcher ids (RFC 4648 section 6).
@@ -73,6 +78,9 @@ pub struct ServerMachine {
     next_key: WatcherKey,
     /// The watchers that watch sources.
     watching: BTreeSet<WatcherKey>,
+    /// The number of channels that all watchers join, and of prefixes that they watch.
+    joins: usize,
+    monitors: usize,
     expiries: BTreeSet<(Instant, WatcherKey)>,
     /// The number of watchers that poll as the prototype does.
     prototypes: usize,
@@ -107,6 +115,8 @@ impl ServerMachine {
             keys: AHashMap::new(),
             next_key: 0,
             watching: BTreeSet::new(),
+            joins: 0,
+            monitors: 0,
             expiries: BTreeSet::new(),
             prototypes: 0,
             is_shared,
@@ -188,7 +198,7 @@ impl ServerMachine {
                 mapping => touched.extend(self.absorb_mapping(&mapping)),
             }
         }
-        touched.into_iter().for_each(|g| self.touch_stream(g));
+        self.touch_streams(&touched);
         self.end_transaction();
         if self.repair_at.is_none() && self.assignments.has_suspects() {
             let jitter = (self.random)() % REPAIR_DELAY.as_millis();
@@ -215,11 +225,11 @@ impl ServerMachine {
         }
         let confirmed = self.assignments.confirmed();
         let absent: Vec<Channel> = confirmed.filter(|g| !globals.contains(g)).collect();
+        let mut touched = Vec::new();
         for global in absent {
-            for global in self.absorb_mapping(&SharedEvent::MappingRemoved(global)) {
-                self.touch_stream(global);
-            }
+            touched.extend(self.absorb_mapping(&SharedEvent::MappingRemoved(global)));
         }
+        self.touch_streams(&touched);
     }
 
     /// Takes over an event of a mapping. Returns the channels whose mapping changed.
@@ -270,7 +280,7 @@ impl ServerMachine {
         };
         self.assignments.repair(now, &mut effects);
         let touched = effects.touched;
-        touched.into_iter().for_each(|g| self.touch_stream(g));
+        self.touch_streams(&touched);
     }
 
     /// Returns the counts for metrics.
@@ -314,11 +324,11 @@ impl ServerMachine {
         if self.repair_at.is_some_and(|at| at <= now) {
             self.repair(now);
         }
+        let mut touched = Vec::new();
         while let Some(assigned) = self.assignments.handle_timeout(now, &mut self.transaction) {
-            if let Some(global) = assigned {
-                self.touch_stream(global);
-            }
+            touched.extend(assigned);
         }
+        self.touch_streams(&touched);
         self.end_transaction();
     }
 
@@ -368,6 +378,18 @@ impl ServerMachine {
                         format!("a watcher may join {max_joins} channels at most"),
                     ));
                 }
+                let former = self.watchers.get(&key).map_or(0, Watcher::join_count);
+                let all = self.joins - former + set.joined.len();
+                if set.joined.len() > former && all > MAX_ALL_JOINS {
+                    return Err(RestconfError::at(
+                        format!("{JOINED}/watcher={}/joined-sg", set.id),
+                        ErrorTag::ResourceDenied,
+                        format!(
+                            "all watchers together may join {MAX_ALL_JOINS} channels; try again \
+                             when some have left"
+                        ),
+                    ));
+                }
                 if self.has_joins(&set) {
                     if self.is_shared {
                         // Another server may be about to commit an earlier request. The condition of
@@ -386,6 +408,18 @@ impl ServerMachine {
                         format!("{WATCHING}/watcher={}/monitor", set.id),
                         ErrorTag::ResourceDenied,
                         format!("a watcher may watch {MAX_MONITORS} prefixes at most"),
+                    ));
+                }
+                let former = self.watchers.get(&key).map_or(0, Watcher::monitor_count);
+                let all = self.monitors - former + set.prefixes.len();
+                if set.prefixes.len() > former && all > MAX_ALL_MONITORS {
+                    return Err(RestconfError::at(
+                        format!("{WATCHING}/watcher={}/monitor", set.id),
+                        ErrorTag::ResourceDenied,
+                        format!(
+                            "all watchers together may watch {MAX_ALL_MONITORS} prefixes; try \
+                             again when some have left"
+                        ),
                     ));
                 }
                 let is_new = self.replace_monitors(key, set.prefixes);
@@ -537,8 +571,7 @@ impl ServerMachine {
 
     fn remove_watcher(&mut self, key: WatcherKey, now: Instant, origin: Origin) {
         self.replace_joined(key, Vec::new(), now, origin);
-        self.touch(key);
-        self.watching.remove(&key);
+        self.replace_monitors(key, Vec::new());
         let Some(watcher) = self.watchers.remove(&key) else {
             return;
         };
@@ -581,6 +614,7 @@ impl ServerMachine {
                 )),
             }
         }
+        let mut touched = Vec::new();
         // The new joins first: a channel that is joined and left at once keeps its local channel,
         // and a freed one is not assigned again at once anyway.
         for join in &joins {
@@ -600,9 +634,7 @@ impl ServerMachine {
                 }
                 Origin::Elsewhere => self.assignments.join_elsewhere(global, key, random),
             }
-            if is_first {
-                self.touch_watching(global);
-            }
+            touched.extend(is_first.then_some(global));
         }
         for global in former.into_iter().filter(|c| !channels.contains(c)) {
             let changes = &mut self.transaction;
@@ -610,11 +642,11 @@ impl ServerMachine {
                 Origin::Here => self.assignments.leave(global, key, now, changes),
                 Origin::Elsewhere => self.assignments.leave_elsewhere(global, key),
             };
-            if is_last {
-                self.touch_watching(global);
-            }
+            touched.extend(is_last.then_some(global));
         }
+        self.touch_watching(&touched);
         if let Some(watcher) = self.watchers.get_mut(&key) {
+            self.joins = self.joins - watcher.join_count() + joins.len();
             watcher.joined = Some(joins);
         }
         self.touch(key);
@@ -630,24 +662,34 @@ impl ServerMachine {
             true => self.watching.remove(&key),
             false => self.watching.insert(key),
         };
+        self.monitors = self.monitors - watcher.monitor_count() + prefixes.len();
         let is_new = watcher.monitors.replace(prefixes).is_none();
         self.touch(key);
         is_new
     }
 
-    /// Marks the mappings of all watchers of a channel as changed.
-    fn touch_stream(&mut self, global: Channel) {
-        let stream = self.assignments.stream(global);
-        let joiners = stream.map(|s| s.joiners.clone()).unwrap_or_default();
-        joiners.into_iter().for_each(|key| self.touch(key));
-        self.touch_watching(global);
+    /// Marks the mappings of all watchers of these channels as changed.
+    fn touch_streams(&mut self, globals: &[Channel]) {
+        for global in globals {
+            let stream = self.assignments.stream(*global);
+            let joiners = stream.map(|s| s.joiners.clone()).unwrap_or_default();
+            joiners.into_iter().for_each(|key| self.touch(key));
+        }
+        self.touch_watching(globals);
     }
 
-    /// Marks the mappings of the ingresses that watch a channel as changed.
-    fn touch_watching(&mut self, global: Channel) {
+    /// Marks the mappings of the ingresses that watch one of these channels as changed.
+    fn touch_watching(&mut self, globals: &[Channel]) {
+        if globals.is_empty() {
+            return;
+        }
+        let sources = SourceSet::of(globals);
         let watching = self.watching.iter().copied();
         let touched: Vec<WatcherKey> = watching
-            .filter(|key| self.watchers.get(key).is_some_and(|w| w.watches(global)))
+            .filter(|key| {
+                let watcher = self.watchers.get(key);
+                watcher.is_some_and(|w| w.watches_any(&sources))
+            })
             .collect();
         touched.into_iter().for_each(|key| self.touch(key));
     }

@@ -1,5 +1,6 @@
 //! The merges of which a path arrives on one interface.
 
+use std::cell::Cell;
 use std::sync::{Arc, MutexGuard};
 
 use ahash::AHashMap;
@@ -14,6 +15,8 @@ pub(super) struct Merging {
     merges: Option<Arc<Merges>>,
     generation: u64,
     by_route: AHashMap<RouteName, (MergePath, Arc<SharedMerge>)>,
+    /// The number of batches.
+    batches: Cell<u64>,
 }
 
 impl Merging {
@@ -48,38 +51,53 @@ impl Merging {
     }
 }
 
+/// The merge of the current packet.
+struct LockedMerge<'m> {
+    route: &'m RouteName,
+    path: MergePath,
+    shared: &'m SharedMerge,
+    merger: MutexGuard<'m, Merger>,
+}
+
 /// The lock of the merge of the current packet. It is taken once for a run of packets of one merge.
 pub(super) struct MergeLock<'m> {
     merging: &'m Merging,
-    locked: Option<(&'m RouteName, &'m SharedMerge, MutexGuard<'m, Merger>)>,
+    /// The number of the batch.
+    batch: u64,
+    locked: Option<LockedMerge<'m>>,
 }
 
 impl<'m> MergeLock<'m> {
-    /// Returns a lock of nothing.
+    /// Returns a lock of nothing, for one batch.
     pub fn new(merging: &'m Merging) -> Self {
+        let batch = merging.batches.get().wrapping_add(1);
+        merging.batches.set(batch);
         Self {
             merging,
+            batch,
             locked: None,
         }
     }
 
     /// Returns the locked merge of a route.
     pub fn of(&mut self, route: &RouteName) -> Option<&mut Merger> {
-        if self
-            .locked
-            .as_ref()
-            .is_none_or(|(name, _, _)| *name != route)
-        {
+        if self.locked.as_ref().is_none_or(|l| l.route != route) {
             self.release();
-            let (name, (_, shared)) = self.merging.by_route.get_key_value(route)?;
-            self.locked = Some((name, shared.as_ref(), shared.lock()));
+            let (route, (path, shared)) = self.merging.by_route.get_key_value(route)?;
+            self.locked = Some(LockedMerge {
+                route,
+                path: *path,
+                shared,
+                merger: shared.lock(),
+            });
         }
-        self.locked.as_mut().map(|(_, _, merger)| &mut **merger)
+        self.locked.as_mut().map(|locked| &mut *locked.merger)
     }
 
     fn release(&mut self) {
-        if let Some((_, shared, merger)) = self.locked.take() {
-            shared.set_waiting(merger.is_waiting());
+        if let Some(mut locked) = self.locked.take() {
+            locked.merger.note_batch(locked.path, self.batch);
+            locked.shared.set_waiting(locked.merger.is_waiting());
         }
     }
 }

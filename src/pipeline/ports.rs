@@ -35,6 +35,12 @@ pub trait PacketSource: Send {
     /// Returns the name of the present capture mode, for `mcastor show`.
     fn mode(&self) -> &'static str;
 
+    /// Returns whether the capture mode is changing. Packets may wait meanwhile, although
+    /// [`PacketSource::poll_batch`] returns none.
+    fn is_changing_mode(&self) -> bool {
+        false
+    }
+
     /// Returns the open sockets, with which another process can continue the capture. The capture
     /// mode does not change from then on. `None` while it is changing: poll, and call again.
     ///

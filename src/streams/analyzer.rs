@@ -1,5 +1,6 @@
 //! Examines the packets of one stream at one point: where it arrives, or where it leaves.
 
+use super::arrival_clock::ArrivalClock;
 use super::datagram::udp_payload;
 use super::detect::{Content, Detector, is_ts};
 use super::inter_arrival::InterArrival;
@@ -35,6 +36,7 @@ pub struct Analyzer {
     kind: MonitorKind,
     field: Option<SequenceField>,
     point: Point,
+    clock: ArrivalClock,
     packets: u64,
     bytes: u64,
     packets_minute: LastMinute,
@@ -95,6 +97,7 @@ impl Analyzer {
             kind,
             field,
             point,
+            clock: ArrivalClock::default(),
             packets: 0,
             bytes: 0,
             packets_minute: LastMinute::default(),
@@ -107,8 +110,10 @@ impl Analyzer {
         }
     }
 
-    /// Adds an IP packet. `segments` says how a GSO packet divides into datagrams.
+    /// Adds an IP packet. `segments` says how a GSO packet divides into datagrams. `now_ns` is a time
+    /// of `CLOCK_REALTIME`.
     pub fn add(&mut self, packet: &[u8], segments: Option<GsoLayout>, now_ns: u64) {
+        let now_ns = self.clock.note(now_ns);
         let udp = udp_payload(packet);
         let Some((segments, (port, payload))) = segments.zip(udp) else {
             self.count(packet.len(), now_ns);
@@ -299,6 +304,7 @@ impl Analyzer {
 
     /// Returns what is known now.
     pub fn examined(&mut self, now_ns: u64) -> Examined {
+        let now_ns = self.clock.time_ns(now_ns);
         let now_ms = now_ns / 1_000_000;
         let kind = self.kind();
         // What it is not known to be yet is not shown.

@@ -9,6 +9,7 @@
 mod admission;
 pub mod alerts;
 pub mod analyzer;
+mod arrival_clock;
 mod bursts;
 mod datagram;
 mod detect;
@@ -22,6 +23,7 @@ mod pcr;
 mod rate;
 pub mod registry;
 pub mod report;
+mod report_turns;
 pub mod rtp;
 pub mod sequence;
 mod stream_id;

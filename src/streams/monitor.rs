@@ -9,6 +9,7 @@ use super::analyzer::{Analyzer, Point};
 use super::loss_counts::LossCounts;
 use super::registry::{Method, Published, Registry};
 use super::report::{IngressNames, IngressReport};
+use super::report_turns::ReportTurns;
 use super::stream_id::StreamId;
 use crate::api::streams::StreamLoss;
 use crate::forward::DropReason;
@@ -16,15 +17,6 @@ use crate::forward::drop_history::LastMinute;
 use crate::model::InterfaceId;
 use crate::table::flows::FlowKey;
 use crate::wire::offload::GsoLayout;
-
-/// How often a stream is reported, in milliseconds.
-const REPORT_MS: u64 = 500;
-
-/// How often [`StreamMonitor::report`] is called, in milliseconds.
-const TICK_MS: u64 = 100;
-
-/// The most streams that are reported at once, so that packets do not wait.
-const REPORTS_AT_ONCE: usize = 64;
 
 /// A packet, and when it arrived.
 #[derive(Debug, Clone, Copy)]
@@ -191,7 +183,7 @@ impl StreamMonitor {
         }
     }
 
-    /// Publishes what is known of some streams, if it is time. `names` returns what the actor knows
+    /// Publishes what is known of some streams, if it is time; called ten times a second. `names` returns what the actor knows
     /// of a stream.
     pub fn report(
         &mut self,
@@ -199,18 +191,12 @@ impl StreamMonitor {
         (now_ns, now_ms): (u64, u64),
         names: impl Fn(&FlowKey) -> IngressNames,
     ) {
-        // Each stream has its turn, however many there are.
-        let turns = self.streams.len().div_ceil(REPORTS_AT_ONCE) as u64;
-        let interval_ms = REPORT_MS.max((turns + 1) * TICK_MS);
-        let mut reported = 0;
+        let mut turns = ReportTurns::new(self.streams.len());
         for (key, stream) in &mut self.streams {
-            if stream.report.is_some() && now_ms < stream.reported_ms + interval_ms {
+            let reported_ms = stream.report.as_ref().map(|_| stream.reported_ms);
+            if !turns.is_due(reported_ms, now_ms) {
                 continue;
             }
-            if reported == REPORTS_AT_ONCE {
-                break;
-            }
-            reported += 1;
             let total = self.socket_lost - stream.socket_lost_before;
             let minute = self.socket_minute.packets(now_ms);
             stream.reported_ms = now_ms;
@@ -230,7 +216,7 @@ impl StreamMonitor {
                 },
             }));
         }
-        if reported > 0 {
+        if turns.has_reported() {
             self.publish();
         }
     }

@@ -134,9 +134,73 @@ impl Stream for Batches {
             Poll::Ready(_) => self.in_a_row + 1,
             Poll::Pending => 0,
         };
+        let may_wait = self.capture.borrow().is_changing_mode();
         match next {
             Poll::Ready(batch) => Poll::Ready(Some(batch.map(Captured::Batch))),
+            // The end of the change wakes this task.
+            Poll::Pending if may_wait => Poll::Pending,
             Poll::Pending => self.poll_empty(task).map(|empty| Some(Ok(empty))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use futures_util::StreamExt;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::model::{MergeBy, MergeRule};
+
+    /// A capture without packets, whose mode may be changing.
+    struct EmptyCapture(Arc<AtomicBool>);
+
+    impl PacketSource for EmptyCapture {
+        fn poll_batch(&mut self, _: &mut Task<'_>) -> Poll<io::Result<Batch>> {
+            Poll::Pending
+        }
+
+        fn take_dropped(&mut self) -> u64 {
+            0
+        }
+
+        fn stop_capture(&mut self) {}
+
+        fn mode(&self) -> &'static str {
+            "empty"
+        }
+
+        fn is_changing_mode(&self) -> bool {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    /// Meanwhile packets wait in a socket that is not read. A merge must not take them for lost.
+    #[test]
+    fn capture_that_changes_its_mode_is_not_reported_as_empty() {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_time().build().unwrap();
+        let merge = Arc::new(SharedMerge::new(&MergeRule {
+            path: MergePath::First,
+            with: "eth1".parse().unwrap(),
+            window: Duration::from_millis(50),
+            by: MergeBy::Rtp,
+        }));
+        merge.set_waiting(true);
+        let reading = Rc::new(CaptureReading::default());
+        *reading.merges.borrow_mut() = vec![(MergePath::First, merge)];
+        let is_changing = Arc::new(AtomicBool::new(true));
+        let source: Box<dyn PacketSource> = Box::new(EmptyCapture(is_changing.clone()));
+        let capture = Rc::new(RefCell::new(DroppedOffThread::new(source)));
+        let mut batches = Batches::new(capture, reading);
+        runtime.block_on(async {
+            let wait = Duration::from_millis(50);
+            assert!(timeout(wait, batches.next()).await.is_err());
+            is_changing.store(false, Ordering::Relaxed);
+            let next = batches.next().await;
+            assert!(matches!(next, Some(Ok(Captured::Empty { .. }))));
+        });
     }
 }

@@ -32,8 +32,8 @@ const LINGER: Duration = Duration::from_millis(50);
 /// Interval of attempts to open an egress that could not be opened.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often monitored streams are reported.
-const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+/// How often some of the monitored streams are reported.
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How often an error of transmission is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);

@@ -670,3 +670,69 @@ fn server_behaves_as_the_model() {
     println!("{restarts} restarts, {full} steps with a full pool");
     assert!(steps < 1000 || (restarts > 0 && full > 0));
 }
+
+/// One client could use up the memory of the server otherwise: it may have many ids.
+#[test]
+fn joins_of_all_watchers_are_limited() {
+    let mut bed = Bed::new(SAMPLE);
+    // They need no local channel.
+    let unusable = |number: usize| Subscription::Unusable {
+        source: "10.0.0.1".into(),
+        group: format!("224.0.0.{}", number % 256),
+    };
+    let set = |bed: &mut Bed, id: &str, count: usize| {
+        let (id, joined) = (id.to_owned(), (0..count).map(unusable).collect());
+        bed.ask(ServerRequest::SetJoined(JoinedSet { id, joined }))
+    };
+    let ids: Vec<String> = (0..25).map(|_| bed.watcher()).collect();
+    for id in &ids {
+        assert!(set(&mut bed, id, MAX_JOINS).is_ok());
+    }
+    let late = bed.watcher();
+    assert_eq!(set(&mut bed, &late, 1), Err(409));
+    // A list that does not grow is accepted.
+    assert!(set(&mut bed, &ids[0], MAX_JOINS).is_ok());
+    assert!(set(&mut bed, &ids[0], MAX_JOINS - 1).is_ok());
+    assert_eq!(set(&mut bed, &late, 2), Err(409));
+    assert!(set(&mut bed, &late, 1).is_ok());
+    let removed = bed.ask(ServerRequest::RemoveJoined(ids[1].clone()));
+    assert!(removed.is_ok());
+    assert!(set(&mut bed, &late, MAX_JOINS).is_ok());
+    bed.wait(WATCHER_LIFETIME);
+    assert_eq!((bed.machine.joins, bed.machine.monitors), (0, 0));
+}
+
+/// The work for a join depends on who watches, so it must not be done for each channel.
+#[test]
+fn join_of_many_channels_is_compared_once_with_what_is_watched() {
+    let mut bed = Bed::new(SAMPLE);
+    let caller = ours();
+    let prefixes: Vec<IpNet> = (0..MAX_MONITORS)
+        .map(|n| format!("172.16.{n}.0/24").parse().unwrap())
+        .collect();
+    for _ in 0..MAX_ALL_MONITORS / MAX_MONITORS {
+        let set = MonitorSet {
+            id: bed.watcher_of(&caller),
+            prefixes: prefixes.clone(),
+        };
+        assert!(bed.ask(ServerRequest::SetMonitors(set)).is_ok());
+    }
+    let last = bed.watcher();
+    let set = MonitorSet {
+        id: last.clone(),
+        prefixes: prefixes[..1].to_vec(),
+    };
+    assert_eq!(bed.ask(ServerRequest::SetMonitors(set)), Err(409));
+    let of_source =
+        |source: &str, n: usize| channel(source, &format!("232.1.{}.{}", n / 256, n % 256));
+    let mut joins: Vec<Channel> = (0..10_000).map(|n| of_source("10.0.0.1", n)).collect();
+    bed.changed();
+    let started = Instant::now();
+    bed.join(&last, &joins).unwrap();
+    // Comparing each channel takes a minute in a debug build.
+    assert!(started.elapsed() < Duration::from_secs(10));
+    assert_eq!(bed.changed(), BTreeSet::from([last.clone()]));
+    joins.push(of_source("172.16.63.9", 9));
+    bed.join(&last, &joins).unwrap();
+    assert_eq!(bed.changed().len(), MAX_ALL_MONITORS / MAX_MONITORS + 1);
+}

@@ -1,5 +1,7 @@
 //! A watcher: an end that is registered at the server.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,6 +18,41 @@ pub enum WatcherJoin {
     Channel(Channel),
     /// It is listed as unassigned under this number.
     Unusable(u64, Subscription),
+}
+
+/// The sources of channels, to find out who watches one of them.
+#[derive(Debug, Default)]
+pub struct SourceSet {
+    named: BTreeSet<IpAddr>,
+    /// Whether an IPv4 and an IPv6 channel has any source.
+    any: [bool; 2],
+}
+
+impl SourceSet {
+    /// Returns the sources of these channels.
+    pub fn of(globals: &[Channel]) -> Self {
+        let mut set = Self::default();
+        for global in globals {
+            match global.source() {
+                Some(source) => _ = set.named.insert(source.addr()),
+                None => set.any[usize::from(!global.is_ipv4())] = true,
+            }
+        }
+        set
+    }
+
+    fn meets(&self, prefix: &IpNet) -> bool {
+        let mut named = self.named.range(prefix.network()..=prefix.broadcast());
+        let mut any = [true, false].into_iter().zip(self.any);
+        named.next().is_some()
+            || any.any(|(is_ipv4, has_any)| has_any && has_any_source(prefix, is_ipv4))
+    }
+}
+
+/// Returns whether a prefix contains the sources of a channel of any source: only that of all
+/// addresses does.
+fn has_any_source(prefix: &IpNet, is_ipv4: bool) -> bool {
+    prefix.prefix_len() == 0 && prefix.addr().is_ipv4() == is_ipv4
 }
 
 /// A registered end.
@@ -71,13 +108,28 @@ impl Watcher {
         })
     }
 
+    /// Returns the number of its joins.
+    pub fn join_count(&self) -> usize {
+        self.joined.as_ref().map_or(0, Vec::len)
+    }
+
+    /// Returns the number of prefixes that it watches.
+    pub fn monitor_count(&self) -> usize {
+        self.monitors.as_ref().map_or(0, Vec::len)
+    }
+
     /// Returns whether the watcher watches the source of `global`.
     pub fn watches(&self, global: Channel) -> bool {
         let watches = |prefix: &IpNet| match global.source() {
             Some(source) => prefix.contains(&source.addr()),
-            // Any source is part of no prefix but the one of all addresses.
-            None => prefix.prefix_len() == 0 && prefix.addr().is_ipv4() == global.is_ipv4(),
+            None => has_any_source(prefix, global.is_ipv4()),
         };
         self.monitors.iter().flatten().any(watches)
+    }
+
+    /// Returns whether the watcher watches one of these sources.
+    pub fn watches_any(&self, sources: &SourceSet) -> bool {
+        let mut prefixes = self.monitors.iter().flatten();
+        prefixes.any(|prefix| sources.meets(prefix))
     }
 }

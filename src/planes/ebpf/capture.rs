@@ -335,6 +335,10 @@ impl PacketSource for OffloadCapture {
         self.socket.mode()
     }
 
+    fn is_changing_mode(&self) -> bool {
+        self.socket.is_changing_mode()
+    }
+
     fn share(&mut self) -> io::Result<Option<CaptureHandle>> {
         self.socket.share()
     }

@@ -88,6 +88,14 @@ impl PacketSource for ContinuedCapture {
         }
     }
 
+    fn is_changing_mode(&self) -> bool {
+        match &self.stage {
+            Stage::Socket(socket) => socket.is_changing_mode(),
+            Stage::Offload(capture) => capture.is_changing_mode(),
+            Stage::Closed => false,
+        }
+    }
+
     fn share(&mut self) -> io::Result<Option<CaptureHandle>> {
         self.source()?.share()
     }

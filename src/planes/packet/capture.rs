@@ -496,9 +496,13 @@ impl PacketSource for SocketCapture {
         self.mode.label()
     }
 
+    fn is_changing_mode(&self) -> bool {
+        !matches!(self.change, ModeChange::None)
+    }
+
     fn share(&mut self) -> io::Result<Option<CaptureHandle>> {
         self.is_shared = true;
-        if !matches!(self.change, ModeChange::None) {
+        if self.is_changing_mode() {
             return Ok(None);
         }
         let ring = self.ring.as_ref().map(|ring| {

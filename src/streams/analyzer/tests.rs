@@ -133,3 +133,24 @@ fn other_packets_are_only_counted() {
         }
     }
 }
+
+/// All figures continue: none is frozen until the clock has caught up, and none contains the step.
+#[test]
+fn clock_that_is_set_back_is_no_fault() {
+    let hour = 3_600_000 * MS;
+    let mut analyzer = Analyzer::new(MonitorKind::Rtp, None, Point::Ingress);
+    let clock = |ms: u64| 2 * hour + ms * MS - if ms >= 3000 { hour } else { 0 };
+    for n in 0..300u64 {
+        let mut payload = vec![0x80, 0];
+        payload.extend((n as u16).to_be_bytes());
+        payload.extend((n as u32 * 160).to_be_bytes());
+        payload.extend([7; 100]);
+        analyzer.add(&udp(5004, &payload), None, clock(n * 20));
+    }
+    let health = analyzer.examined(clock(6001)).health;
+    assert_eq!(health.rate.packets_per_second, 50);
+    let jitter_us = health.rtp.unwrap().jitter_us.unwrap();
+    assert!(jitter_us < 1000, "{jitter_us}");
+    let gaps = analyzer.examined(clock(120_000)).health.inter_arrival;
+    assert_eq!(gaps, None, "forgotten after a minute");
+}

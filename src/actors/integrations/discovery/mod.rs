@@ -4,6 +4,7 @@
 //! Discovery is control traffic: few packets, all of them bounded, so each one passes through the
 //! actor. The data path does not take part.
 
+mod fragmented_answers;
 mod sockets;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use actix::prelude::*;
 use futures_util::StreamExt;
 use tracing::{info, warn};
 
+use self::fragmented_answers::FragmentedAnswers;
 use self::sockets::{FrameBatch, LinkSockets, ReservedPorts};
 use crate::actors::child::ChildStart;
 use crate::actors::messages::{
@@ -25,7 +27,7 @@ use crate::actors::messages::{
 use crate::actors::shared::{DiscoverySettings, RouterContext};
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 use crate::actors::supervisor::Supervisor;
-use crate::discovery::askers::{AnswerPort, FIRST_PORT, PORTS};
+use crate::discovery::askers::AnswerPort;
 use crate::discovery::link_table::link_table;
 use crate::discovery::protocol::DiscoveryProtocol;
 use crate::discovery::relay::DiscoveryRelay;
@@ -60,6 +62,7 @@ pub struct DiscoveryActor {
     links: Arc<Links>,
     sockets: BTreeMap<InterfaceId, LinkSockets>,
     ports: ReservedPorts,
+    fragmented: FragmentedAnswers,
     /// The last error of opening the sockets of a link.
     errors: BTreeMap<InterfaceId, String>,
 }
@@ -81,6 +84,7 @@ impl DiscoveryActor {
             links: Arc::default(),
             sockets: BTreeMap::new(),
             ports: ReservedPorts::default(),
+            fragmented: FragmentedAnswers::default(),
             errors: BTreeMap::new(),
         })
     }
@@ -181,7 +185,7 @@ impl DiscoveryActor {
         };
         let Some(datagram) = UdpDatagram::parse(bytes, is_complete) else {
             if let Some(destination) = first_fragment_destination(bytes) {
-                read_later(link, destination, ctx);
+                self.read_later(link, destination, ctx);
             }
             return;
         };
@@ -192,6 +196,19 @@ impl DiscoveryActor {
             datagram,
         };
         self.handle_message(Instant::now(), &received);
+    }
+
+    /// Reads the port of an open question after a first fragment to it, when the kernel has reassembled
+    /// the answer.
+    fn read_later(&mut self, link: InterfaceId, destination: SocketAddr, ctx: &mut Context<Self>) {
+        let port = AnswerPort {
+            link,
+            address: destination.ip(),
+            port: destination.port(),
+        };
+        if self.ports.get(&port).is_some() && self.fragmented.note_fragment(port) {
+            schedule_reads(port, ctx);
+        }
     }
 
     /// Reads the answers at a port that arrived in fragments.
@@ -305,19 +322,17 @@ impl DiscoveryActor {
     }
 }
 
-/// Reads a port after a first fragment to it, when the kernel has reassembled the answer.
-fn read_later(link: InterfaceId, destination: SocketAddr, ctx: &mut Context<DiscoveryActor>) {
-    let port = destination.port();
-    if !(FIRST_PORT..FIRST_PORT + PORTS).contains(&port) {
-        return;
-    }
-    let port = AnswerPort {
-        link,
-        address: destination.ip(),
-        port,
-    };
-    for wait in READ_AFTER_FRAGMENT {
-        ctx.run_later(wait, move |actor, _| actor.read_port(port));
+/// Schedules the reads that follow a first fragment.
+fn schedule_reads(port: AnswerPort, ctx: &mut Context<DiscoveryActor>) {
+    let last = READ_AFTER_FRAGMENT.last();
+    for wait in &READ_AFTER_FRAGMENT {
+        let is_last = Some(wait) == last;
+        ctx.run_later(*wait, move |actor, ctx| {
+            actor.read_port(port);
+            if is_last && actor.fragmented.note_last_read(port) {
+                schedule_reads(port, ctx);
+            }
+        });
     }
 }
 

@@ -74,7 +74,8 @@ function onQuery(change) {
 }
 
 function onChange() {
-  const table = Object.values(feed.state?.tables ?? {})[0];
+  const { name, table: searched = name } = currentView();
+  const table = feed.state?.tables?.[searched];
   if (isSearchNew && feed.status === 'live' && table) {
     isSearchNew = false;
     announced = table.total === 1 ? '1 row matches' : `${count(table.total)} rows match`;

@@ -379,7 +379,8 @@ function overview(page) {
     <p><a href="#/drops">All drops</a></p>`;
 }
 
-/** The views: their name in the address, title, first order, and content. */
+/** The views: their name in the address, title, first order, the table that is searched if its name is
+ * another one, and content. */
 export const VIEWS = [
   { name: 'overview', title: 'Overview', content: overview },
   { name: 'interfaces', title: 'Interfaces', order: '',
@@ -399,14 +400,14 @@ export const VIEWS = [
   { name: 'tunnels', title: 'Tunnels', order: '',
     content: tableView('tunnels', 'Tunnels of AMT', tunnelColumns,
       html`There is no tunnel. <code>[[amt.gateway]]</code> and <code>[[amt.relay]]</code> in the settings make some.`) },
-  { name: 'discovery', title: 'Discovery', order: '',
+  { name: 'discovery', title: 'Discovery', order: '', table: 'offers',
     content: tableView('offers', 'What devices offer', offerColumns,
       html`Nothing was offered. <code>[[discovery]]</code> in the settings lets devices of one network be found in another.`,
       (page) => [
         sideTable('questions', 'Open questions', questionColumns)(page),
         sideTable('protocols', 'How answers come back', protocolColumns)(page),
       ]) },
-  { name: 'mnat', title: 'Multicast NAT', order: '',
+  { name: 'mnat', title: 'Multicast NAT', order: '', table: 'mappings',
     content: tableView('mappings', 'Mappings', mappingColumns,
       html`There is no mapping. <code>[mnat]</code> in the settings makes this router an end of multicast NAT.`,
       sideTable('mnat', 'This router', endColumns)) },
