@@ -235,6 +235,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "mnat",
             "mnat_server",
             "actors::log_limit",
+            // The network of the engine over which `driad-ingest` reaches relays.
+            "docker",
         ],
     ),
     ("main", &["cli"]),

@@ -19,6 +19,7 @@ use mcastor::forward::DropReason;
 use mcastor::frontend::control::{Outcome, Request, Response};
 use mcastor::membership::{MembershipRefusal, Protocol};
 use mcastor::merge::MergeStatistics;
+use mcastor::metrics::bandwidth::BandwidthNumbers;
 use mcastor::metrics::http::HttpRefusal;
 use mcastor::metrics::membership::{Direction, MembershipState};
 use mcastor::metrics::streams::{StreamCounter, StreamGauge, StreamNumbers};
@@ -111,6 +112,8 @@ fn catalogue_text() -> String {
     catalog.amt.count_discovery("eth0", "driad", "found");
     catalog.amt.add_copies("eth0", 1, 1);
     catalog.amt.add_failed_copies("eth0", "too_big", 1);
+    let limited = [("eth0", BandwidthNumbers::default())];
+    catalog.bandwidth.set(&limited.into());
     catalog.discovery.count_message("mdns", "question");
     catalog
         .discovery

@@ -1,10 +1,10 @@
 //! `--amt`: what a packet costs at both ends of AMT tunnels, beside a packet of the packet plane.
 //! bench/results/amt.md has the table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -25,6 +25,7 @@ use crate::Outcome;
 use crate::lab::{self, Lab, ROUTER, SOURCE};
 use crate::meter::{self, Meter};
 use crate::peer::{self, Peer, Rules};
+use crate::relay_records::RelayRecords;
 use crate::results::median;
 use crate::sender::{self, SENDER_CORE, SendResult, SenderKind, Stream};
 use crate::tun::TunWriter;
@@ -36,6 +37,7 @@ const FLOWS: usize = 10;
 const RATE: f64 = 100_000.0;
 const SIZES: [usize; 2] = [200, 1316];
 const TUNNELS: [usize; 3] = [1, 100, 1000];
+const GATEWAY_TUNNELS: [usize; 2] = [100, 1000];
 
 /// The address of all gateways, which differ in their ports. It exists only while they join:
 /// afterwards, the host of the gateways drops the copies, as it drops native packets.
@@ -51,6 +53,11 @@ const FIRST_GATEWAY_PORT: u16 = 20_000;
 /// The TUN device, and the port of the program that writes to it.
 const TUN: &str = "tun0";
 const TUN_PORT: u16 = 40_001;
+/// The relays of a gateway with many tunnels: addresses of the source, and the network that has them.
+const FIRST_RELAY: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 1);
+const RELAYS: &str = "10.7.0.0/16";
+/// The name server that has their records.
+const NAME_SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(SOURCE), 53);
 /// IPv4 and UDP headers of the packet in a tunnel.
 const INNER: usize = 28;
 /// Most packets of one system call of the sender.
@@ -65,6 +72,9 @@ enum Case {
     Relay(usize),
     /// A gateway with one tunnel.
     Gateway(Arrival),
+    /// A gateway with this number of tunnels, each of them for its own streams. The relays send
+    /// single datagrams.
+    GatewayTunnels(usize),
     /// A program that writes what it receives through one tunnel to a TUN device, which is an
     /// ingress of the packet plane.
     Tun,
@@ -89,6 +99,7 @@ impl Case {
             Self::Gateway(Arrival::Single) => "gateway".into(),
             Self::Gateway(Arrival::Coalesced) => "gateway, GRO on the interface".into(),
             Self::Gateway(Arrival::Runs) => "gateway, relay sends runs".into(),
+            Self::GatewayTunnels(n) => format!("gateway, {n} tunnels"),
             Self::Tun => "TUN device".into(),
         }
     }
@@ -97,6 +108,13 @@ impl Case {
         match self {
             Self::Relay(n) => n,
             _ => 1,
+        }
+    }
+
+    fn flows(self) -> usize {
+        match self {
+            Self::GatewayTunnels(n) => n.max(FLOWS),
+            _ => FLOWS,
         }
     }
 }
@@ -112,16 +130,17 @@ struct Series {
     backlog: Vec<f64>,
 }
 
-/// Measures all cases in turn, and prints a table.
-pub fn run() -> Outcome<()> {
+/// Measures all cases in turn, and prints a table. `quick`: in one round.
+pub fn run(quick: bool) -> Outcome<()> {
     let stop = AtomicBool::new(false);
     let mut figures: BTreeMap<(usize, Case), Series> = BTreeMap::new();
     let mut cases = vec![Case::Native];
     cases.extend(TUNNELS.map(Case::Relay));
     let arrivals = [Arrival::Single, Arrival::Coalesced, Arrival::Runs];
     cases.extend(arrivals.map(Case::Gateway));
+    cases.extend(GATEWAY_TUNNELS.map(Case::GatewayTunnels));
     cases.push(Case::Tun);
-    for round in 0..ROUNDS {
+    for round in 0..if quick { 1 } else { ROUNDS } {
         println!("round {round}");
         for size in SIZES {
             let mut native = f64::NAN;
@@ -181,7 +200,7 @@ fn measure(case: Case, size: usize, stop: &AtomicBool) -> Outcome<Measured> {
     let base = Stream {
         kind: SenderKind::Raw,
         size,
-        flows: FLOWS,
+        flows: case.flows(),
         rate: Some(RATE / case.copies() as f64),
         seconds: SECONDS,
     };
@@ -190,7 +209,7 @@ fn measure(case: Case, size: usize, stop: &AtomicBool) -> Outcome<Measured> {
     let tunnel = TunnelSender::start(&lab)?;
     let send = |stream| -> Outcome<SendResult> {
         match case {
-            Case::Gateway(_) | Case::Tun => {
+            Case::Gateway(_) | Case::GatewayTunnels(_) | Case::Tun => {
                 let in_runs = case == Case::Gateway(Arrival::Runs);
                 let sending = || {
                     tunnel
@@ -225,17 +244,30 @@ fn measure(case: Case, size: usize, stop: &AtomicBool) -> Outcome<Measured> {
         }
         _ => None,
     };
+    let _relays = match case {
+        Case::GatewayTunnels(count) => Some(RelayNetwork::start(&lab, count)?),
+        _ => None,
+    };
     let mut running = match case {
         Case::Native => peer::start(&lab, Peer::Mcastor, Rules::Pairs(FLOWS), base.kind, FLOWS)?,
         Case::Relay(_) => peer::start_mcastor(&lab, &relay_settings())?,
-        Case::Gateway(_) => peer::start_mcastor(&lab, &gateway_settings("internet", true))?,
-        Case::Tun => peer::start_mcastor(&lab, &gateway_settings(TUN, false))?,
+        Case::Gateway(_) => {
+            let relay = SOURCE.to_string();
+            peer::start_mcastor(&lab, &gateway_settings("internet", Some(&relay), FLOWS))?
+        }
+        Case::GatewayTunnels(_) => {
+            let settings = gateway_settings("internet", Some("driad"), case.flows());
+            peer::start_mcastor(&lab, &settings)?
+        }
+        Case::Tun => peer::start_mcastor(&lab, &gateway_settings(TUN, None, FLOWS))?,
     };
     if case == Case::Gateway(Arrival::Coalesced) {
         lab.coalesce()?;
     }
-    if let Case::Relay(count) = case {
-        join_all(&lab, count)?;
+    match case {
+        Case::Relay(count) => join_all(&lab, count)?,
+        Case::GatewayTunnels(count) => tunnel.wait_for_relays(count)?,
+        _ => {}
     }
     match case {
         Case::Native => peer::wait_ready(&lab, &mut running, base)?,
@@ -369,15 +401,15 @@ fn join(host: &NetNs, nonce: u32) -> Outcome<()> {
 
 // A gateway.
 
-fn gateway_settings(ingress: &str, is_gateway: bool) -> String {
+fn gateway_settings(ingress: &str, relay: Option<&str>, flows: usize) -> String {
     let mut text = String::new();
-    if is_gateway {
+    if let Some(relay) = relay {
         let _ = write!(
             text,
-            "[[amt.gateway]]\nname = \"{ingress}\"\nrelay = \"{SOURCE}\"\nfamilies = [\"ipv4\"]\n"
+            "[[amt.gateway]]\nname = \"{ingress}\"\nrelay = \"{relay}\"\nfamilies = [\"ipv4\"]\n"
         );
     }
-    for flow in 0..FLOWS {
+    for flow in 0..flows {
         let (source, group) = SenderKind::Raw.flow(flow);
         let _ = write!(
             text,
@@ -389,21 +421,51 @@ fn gateway_settings(ingress: &str, is_gateway: bool) -> String {
     text
 }
 
-/// The relay of the gateway: answers its messages, and sends it packets. Dropping it ends it.
+/// The relays of a gateway with many tunnels, and the name server that knows them.
+struct RelayNetwork {
+    _records: RelayRecords,
+}
+
+impl RelayNetwork {
+    fn start(lab: &Lab, count: usize) -> Outcome<Self> {
+        // A namespace has its loopback down at first.
+        ip(&lab.source, "link set lo up")?;
+        ip(&lab.source, &format!("route add local {RELAYS} dev lo"))?;
+        ip(&lab.router, &format!("route add {RELAYS} via {SOURCE}"))?;
+        let relay_of = move |source| {
+            let (first, _) = SenderKind::Raw.flow(0);
+            let flow = Ipv4Addr::to_bits(source).wrapping_sub(first.to_bits());
+            relay_address(flow as usize, count)
+        };
+        let _records = RelayRecords::start(&lab.source, NAME_SERVER, relay_of)?;
+        Ok(Self { _records })
+    }
+}
+
+/// Returns the relay of a flow.
+fn relay_address(flow: usize, relays: usize) -> Ipv4Addr {
+    Ipv4Addr::from_bits(FIRST_RELAY.to_bits() + (flow % relays) as u32)
+}
+
+/// The relays of the gateway: answer its messages, and send it packets. Dropping it ends them.
 struct TunnelSender {
     socket: Arc<DatagramSocket>,
     gateway: Arc<Mutex<SocketAddr>>,
+    /// The addresses of relays that have received an update.
+    joined: Arc<Mutex<BTreeSet<IpAddr>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl TunnelSender {
     fn start(lab: &Lab) -> Outcome<Self> {
-        let open = || DatagramSocket::open((SOURCE, PORT).into(), None);
+        let open = || DatagramSocket::open((Ipv4Addr::UNSPECIFIED, PORT).into(), None);
         let socket = Arc::new(lab.source.run(open)??);
         let gateway = Arc::new(Mutex::new(SocketAddr::from((ROUTER, IDLE_PORT))));
         let stop = Arc::new(AtomicBool::new(false));
+        let joined: Arc<Mutex<BTreeSet<IpAddr>>> = Arc::default();
         let (answering, known, stopped) = (socket.clone(), gateway.clone(), stop.clone());
+        let updated = joined.clone();
         let thread = std::thread::spawn(move || {
             let mut receiver = DatagramReceiver::new(answering.clone());
             while !stopped.load(Ordering::Relaxed) {
@@ -415,6 +477,12 @@ impl TunnelSender {
                 for datagram in datagrams {
                     let range = datagram.start..datagram.start + datagram.len;
                     let message = buffer.bytes().get(range).unwrap_or_default();
+                    let parsed = AmtMessage::parse(message);
+                    if matches!(parsed, Ok(AmtMessage::MembershipUpdate { .. }))
+                        && let Ok(mut updated) = updated.lock()
+                    {
+                        updated.insert(datagram.endpoint.local);
+                    }
                     if let Some(answer) = answer(message) {
                         if let Ok(mut known) = known.lock() {
                             *known = datagram.endpoint.remote;
@@ -427,9 +495,25 @@ impl TunnelSender {
         Ok(Self {
             socket,
             gateway,
+            joined,
             stop,
             thread: Some(thread),
         })
+    }
+
+    /// Waits until this number of relays has received an update.
+    fn wait_for_relays(&self, count: usize) -> Outcome<()> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let joined = self.joined.lock().map_err(|e| e.to_string())?.len();
+            if joined >= count {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{joined} of {count} relays have received an update").into());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Sends to this address from now on.
@@ -441,10 +525,12 @@ impl TunnelSender {
     /// Sends the packets of a stream through the tunnel, in runs of one stream or one by one.
     fn send(&self, stream: Stream, in_runs: bool, stop: &AtomicBool) -> Outcome<SendResult> {
         let remote = *self.gateway.lock().map_err(|e| e.to_string())?;
-        let to = [TunnelEndpoint {
-            remote,
-            local: SOURCE.into(),
-        }; BATCH];
+        // One relay sends all flows, or each of its own.
+        let relays = self.joined.lock().map_err(|e| e.to_string())?.len();
+        let relay_of = |flow| match relays {
+            0 | 1 => SOURCE,
+            relays => relay_address(flow, relays),
+        };
         let flows = 0..stream.flows;
         let packets = flows.map(|flow| sender::packet(stream.size, stream.kind.flow(flow)));
         let packets: Vec<_> = packets.collect();
@@ -472,7 +558,12 @@ impl TunnelSender {
                 }
                 PaceAction::Send(due) => due.min(max - sent).min(BATCH as u64) as usize,
             };
-            let packet = &packets[batches % packets.len()];
+            let flow = batches % packets.len();
+            let packet = &packets[flow];
+            let to = [TunnelEndpoint {
+                remote,
+                local: relay_of(flow).into(),
+            }; BATCH];
             batches += 1;
             let run = due.min(longest);
             let sending = match in_runs && run > 1 {

@@ -11,6 +11,7 @@ mod numbered;
 mod peer;
 mod plan;
 mod reasons;
+mod relay_records;
 mod report;
 mod results;
 mod run;
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
     let profile = arguments.iter().find_map(|a| a.strip_prefix("--profile="));
     let done = match profile {
         Some(target) => profile_scenario(target),
-        None if has("--amt") => amt::run(),
+        None if has("--amt") => amt::run(has("--quick")),
         None if has("--streams") => monitored::run(has("--quick")),
         None if has("--merge") => merged::run(has("--quick")),
         None if has("--modes") => sweep::run(&sweep::MODES),

@@ -305,7 +305,11 @@ pub fn start_program(lab: &Lab, program: &str, tables: &str) -> Outcome<RunningR
         socket.display()
     );
     fs::write(&config, text)?;
+    // The name server of gateways that look relays up.
+    let resolv_conf = dir.path().join("resolv.conf");
+    fs::write(&resolv_conf, format!("nameserver {}\n", lab::SOURCE))?;
     let mut command = Command::new("nice");
+    command.env("MCASTOR_TEST_RESOLV_CONF", resolv_conf);
     command.args(["-n", NICE, "taskset", "-c", &ROUTER_CORE.to_string()]);
     command.args([program, "run", "--config"]).arg(config);
     spawn(lab, command, dir)

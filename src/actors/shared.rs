@@ -25,6 +25,7 @@ use crate::discovery::config::DiscoveryRule;
 use crate::forward::LoopGuard;
 use crate::merge::Merges;
 use crate::metrics::Catalog;
+use crate::metrics::bandwidth::BandwidthNumbers;
 use crate::mnat;
 use crate::model::{Aliases, IfName, InterfaceId, PlaneName};
 use crate::planes::tunnel::TunnelPlane;
@@ -211,6 +212,29 @@ impl RouterContext {
                 counters.dropped(reason).inc_by(packets);
             }
         }
+    }
+
+    /// Sets the metrics of the bandwidth limits of all interfaces that rules use.
+    pub fn set_bandwidth_metrics(&self) {
+        let snapshot = self.snapshot.load();
+        let fib = &snapshot.fib;
+        let ingresses = fib.ingresses.iter().filter_map(|(index, ingress)| {
+            let name = snapshot.names.get(index)?;
+            Some((name, ingress.bandwidth?))
+        });
+        let egresses = fib.egresses.iter();
+        let egresses = egresses.filter_map(|egress| Some((&egress.name, egress.bandwidth?)));
+        let limits = ingresses.chain(egresses).map(|(name, limit)| {
+            let usage = self.streams.bandwidth.usage(limit.interface);
+            let numbers = BandwidthNumbers {
+                limit: limit.limit.bits(),
+                admitted: usage.map_or(0, |usage| usage.admitted.bits()),
+                measured: usage.map_or(0, |usage| usage.measured.bits()),
+                refused: usage.map_or(0, |usage| usage.refused),
+            };
+            (name.as_str(), numbers)
+        });
+        self.catalog.bandwidth.set(&limits.collect());
     }
 
     /// Returns what says which plane forwards a flow.

@@ -154,9 +154,17 @@ impl RelayAddress {
     }
 }
 
+/// Most candidates of one lookup: whoever controls the zone of a source must not make a gateway send
+/// to any number of addresses.
+const MAX_CANDIDATES: usize = 32;
+
 /// Returns candidates in order: by precedence; within one, IP versions alternate, IPv6 first (RFC
 /// 6724 section 6 rule 6, RFC 8305 section 4), and addresses of one version are in random order.
-pub fn candidates(mut addresses: Vec<RelayAddress>, random: &mut AmtRandom) -> Vec<RelayCandidate> {
+/// Also returns how many addresses are left out, because there are too many.
+pub fn candidates(
+    mut addresses: Vec<RelayAddress>,
+    random: &mut AmtRandom,
+) -> (Vec<RelayCandidate>, usize) {
     addresses.retain(|a| is_usable(a.address.ip()));
     addresses.sort_by_cached_key(|a| (a.precedence, random.nonce()));
     let mut ordered: Vec<RelayCandidate> = Vec::new();
@@ -181,7 +189,9 @@ pub fn candidates(mut addresses: Vec<RelayAddress>, random: &mut AmtRandom) -> V
             }
         }
     }
-    ordered
+    let left_out = ordered.len().saturating_sub(MAX_CANDIDATES);
+    ordered.truncate(MAX_CANDIDATES);
+    (ordered, left_out)
 }
 
 /// Returns whether a relay can have an address.
@@ -279,7 +289,7 @@ mod tests {
         ];
         let mut orders = std::collections::BTreeSet::new();
         for _ in 0..50 {
-            let ordered = candidates(addresses.clone(), &mut random);
+            let (ordered, _) = candidates(addresses.clone(), &mut random);
             let versions: Vec<bool> = ordered.iter().map(|c| c.address.is_ipv6()).collect();
             assert_eq!(versions, [true, false, true, false, false, false]);
             assert_eq!(ordered[5].address.ip(), IpAddr::from([192, 0, 2, 9]));
@@ -287,6 +297,14 @@ mod tests {
             orders.insert(ordered[1].address);
         }
         assert_eq!(orders.len(), 3);
+        let address = |n: u32| RelayAddress {
+            precedence: 1 + (n % 2) as u16,
+            needs_discovery: true,
+            address: SocketAddr::new(Ipv4Addr::from_bits(0x0a00_0000 + n).into(), PORT),
+        };
+        let (ordered, left_out) = candidates((0..100).map(address).collect(), &mut random);
+        assert_eq!((ordered.len(), left_out), (MAX_CANDIDATES, 68));
+        assert!(ordered.iter().all(|candidate| candidate.rank == 1));
     }
 
     proptest! {

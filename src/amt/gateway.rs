@@ -22,7 +22,7 @@ const EQUAL_RANK_DELAY: Duration = Duration::from_millis(250);
 const OTHER_RANK_DELAY: Duration = Duration::from_secs(2);
 
 /// Limits of the time without a packet after which another relay is tried (RFC 8777 section
-/// 2.5.4.1).
+/// 2.5.4.1). It grows while relay after relay sends nothing, because the source may have paused.
 const SILENCE: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(120)];
 
 /// Limits of the time for which a relay that failed comes after all others (RFC 8777 section
@@ -164,6 +164,8 @@ struct Selection {
     groups: BTreeSet<Group>,
     chosen: Option<Chosen>,
     trials: Vec<Trial>,
+    /// Timeouts in a row without a packet, whichever relay was in use.
+    silences: u32,
     is_missing_reported: bool,
 }
 
@@ -524,7 +526,8 @@ impl Gateway {
     ) -> Option<Instant> {
         let candidates = self.candidates(now, key);
         if let Some(chosen) = &mut selection.chosen {
-            let failure = self.failure_of(now, key, chosen, &candidates);
+            let silences = &mut selection.silences;
+            let failure = self.failure_of(now, key, (chosen, silences), &candidates);
             match failure {
                 None => return Some(chosen.silent_since + chosen.max_silence),
                 Some(failure) => {
@@ -549,7 +552,7 @@ impl Gateway {
         &mut self,
         now: Instant,
         key: StreamKey,
-        chosen: &mut Chosen,
+        (chosen, silences): (&mut Chosen, &mut u32),
         candidates: &Candidates,
     ) -> Option<RelayFailure> {
         let tunnel = self.tunnels.get(&chosen.relay);
@@ -562,10 +565,14 @@ impl Gateway {
         let last_traffic = tunnel.and_then(RelayTunnel::last_traffic);
         if let Some(last) = last_traffic.filter(|at| *at > chosen.silent_since) {
             chosen.silent_since = last;
+            if std::mem::take(silences) > 0 {
+                chosen.max_silence = self.max_silence(0);
+            }
         }
         if now < chosen.silent_since + chosen.max_silence {
             return None;
         }
+        *silences = silences.saturating_add(1);
         let is_other = |ranked: &&Ranked| {
             let address = &ranked.candidate.address;
             *address != chosen.ranked.candidate.address && !self.held_down.contains_key(address)
@@ -574,9 +581,15 @@ impl Gateway {
             return Some(RelayFailure::Silent);
         }
         chosen.silent_since = now;
-        let [min, max] = SILENCE;
-        chosen.max_silence = self.random.between(min, max);
+        chosen.max_silence = self.max_silence(*silences);
         None
+    }
+
+    /// Returns the length of a silence after which another relay is tried. `silences`: the number
+    /// of those before. The first one is random too, so that the gateways of a relay that lost its
+    /// sources do not all ask the next one at the same time.
+    fn max_silence(&mut self, silences: u32) -> Duration {
+        self.random.back_off(SILENCE, silences.saturating_add(1))
     }
 
     /// Tries candidates until one is connected. Returns when the next one may be tried.
@@ -594,12 +607,11 @@ impl Gateway {
                 TunnelState::Connected => {
                     let relay = self.relay_of(trial.ranked.candidate)?;
                     self.note_connected(key, trial.ranked, relay);
-                    let [min, max] = SILENCE;
                     selection.chosen = Some(Chosen {
                         ranked: trial.ranked,
                         relay,
                         silent_since: now,
-                        max_silence: self.random.between(min, max),
+                        max_silence: self.max_silence(selection.silences),
                     });
                     selection.trials.clear();
                     selection.is_missing_reported = false;

@@ -1,23 +1,18 @@
 //! The answers of name servers, and when to query them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::candidate::{LookupKey, RelayCandidate};
+use super::query_rate::QueryRate;
 use super::random::AmtRandom;
-
-/// Largest number of queries in a [`RATE_INTERVAL`] (RFC 8777 section 2.4.2).
-const RATE_LIMIT: usize = 10;
-/// Interval of the rate limit.
-const RATE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Limits of the time for which an answer is used.
 const MIN_TTL: Duration = Duration::from_secs(10);
 const MAX_TTL: Duration = Duration::from_secs(86_400);
 
 /// Limits of the time after a lookup without a result (RFC 8777 section 2.7).
-const MIN_RETRY: Duration = Duration::from_secs(1);
-const MAX_RETRY: Duration = Duration::from_secs(120);
+const RETRY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(120)];
 
 /// One lookup.
 #[derive(Debug)]
@@ -35,8 +30,7 @@ struct Lookup {
 #[derive(Debug, Default)]
 pub(super) struct Lookups {
     lookups: BTreeMap<LookupKey, Lookup>,
-    /// The times of the latest queries.
-    latest: VecDeque<Instant>,
+    rate: QueryRate,
 }
 
 impl Lookups {
@@ -90,8 +84,7 @@ impl Lookups {
             }
             None => {
                 lookup.failures += 1;
-                let max = Duration::from_secs(1 << lookup.failures.min(7)).min(MAX_RETRY);
-                random.between(MIN_RETRY, max)
+                random.back_off(RETRY, lookup.failures)
             }
         };
         lookup.at = Some(now + wait);
@@ -99,30 +92,18 @@ impl Lookups {
 
     /// Returns the next query that is due, within the rate limit.
     pub(super) fn poll(&mut self, now: Instant) -> Option<LookupKey> {
-        if self.limited_until().is_some_and(|until| now < until) {
-            return None;
-        }
         let mut lookups = self.lookups.iter_mut();
         let (key, lookup) = lookups.find(|(_, lookup)| lookup.at.is_some_and(|at| at <= now))?;
+        self.rate.take(now).ok()?;
         lookup.at = None;
-        if self.latest.len() >= RATE_LIMIT {
-            self.latest.pop_front();
-        }
-        self.latest.push_back(now);
         Some(key.clone())
     }
 
     /// Returns the time of the next query.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let next = self.lookups.values().filter_map(|lookup| lookup.at).min()?;
-        Some(self.limited_until().map_or(next, |until| until.max(next)))
-    }
-
-    /// Returns the time until which the rate limit permits no query.
-    fn limited_until(&self) -> Option<Instant> {
-        let is_full = self.latest.len() >= RATE_LIMIT;
-        let oldest = self.latest.front().filter(|_| is_full)?;
-        Some(*oldest + RATE_INTERVAL)
+        let until = self.rate.limited_until();
+        Some(until.map_or(next, |until| until.max(next)))
     }
 }
 
@@ -170,7 +151,7 @@ mod tests {
         lookups.handle_answer(later, &key(1), None, &mut random);
         assert_eq!(lookups.candidates(later, &key(1)), Some(&[relay][..]));
         let wait = lookups.poll_timeout().unwrap() - later;
-        assert!(wait >= MIN_RETRY && wait <= Duration::from_secs(2));
+        assert!(wait >= RETRY[0] && wait <= Duration::from_secs(2));
         // No records: the relay is gone.
         let again = later + wait;
         assert_eq!(lookups.poll(again), Some(key(1)));

@@ -29,6 +29,7 @@ pub mod saved;
 mod discovery;
 mod lookups;
 mod prefix_limit;
+mod query_rate;
 mod response_mac;
 mod retry;
 mod tunnel;

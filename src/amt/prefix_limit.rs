@@ -1,12 +1,14 @@
-//! Limits of the answers of a relay to senders whose address is not verified.
+//! Limits of the answers of a relay, because the sender of a request may be forged.
 
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use ahash::RandomState;
 
-/// Number of buckets. Prefixes with the same hash share a bucket, so the memory is constant.
+/// Number of buckets of each kind. Prefixes or gateways with the same hash share a bucket, so the
+/// memory is constant.
 const BUCKETS: usize = 4096;
 
 /// Time in which an empty bucket fills up, in seconds.
@@ -33,7 +35,9 @@ impl Bucket {
     }
 }
 
-/// Limits the answers for each prefix of senders, /24 or /48, and for all of them.
+/// Limits the answers to senders whose address is not verified: for each of their prefixes, /24 or
+/// /48, and for all of them. Each gateway with a tunnel has a limit of its own, so that requests with
+/// its address that others send are not all answered to it.
 #[derive(Debug)]
 pub(super) struct PrefixLimit {
     start: Instant,
@@ -41,6 +45,7 @@ pub(super) struct PrefixLimit {
     per_prefix: f32,
     total: f32,
     prefixes: Vec<Bucket>,
+    gateways: Vec<Bucket>,
     all: Bucket,
 }
 
@@ -57,21 +62,48 @@ impl PrefixLimit {
             per_prefix: per_prefix as f32,
             total: total as f32,
             prefixes: vec![bucket(per_prefix); BUCKETS],
+            gateways: vec![bucket(per_prefix); BUCKETS],
             all: bucket(total),
         }
     }
 
-    /// Returns whether an answer to `sender` is permitted, and counts it.
+    /// Returns whether an answer to `sender` without a tunnel is permitted, and counts it.
     pub(super) fn permits(&mut self, now: Instant, sender: IpAddr) -> bool {
-        let now_ms = now.saturating_duration_since(self.start).as_millis() as u64;
+        let now_ms = self.ms(now);
         let position = self.hash(prefix(sender)) as usize % BUCKETS;
         let prefix = &mut self.prefixes[position];
         prefix.take(now_ms, self.per_prefix) && self.all.take(now_ms, self.total)
     }
 
+    /// Returns whether an answer to a gateway with a tunnel is permitted, and counts it.
+    pub(super) fn permits_gateway(&mut self, now: Instant, gateway: SocketAddr) -> bool {
+        let now_ms = self.ms(now);
+        let position = self.hash(gateway) as usize % BUCKETS;
+        self.gateways[position].take(now_ms, self.per_prefix)
+    }
+
+    fn ms(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.start).as_millis() as u64
+    }
+
     fn hash(&self, value: impl Hash) -> u64 {
         self.hasher.hash_one(value)
     }
+}
+
+/// Returns all socket addresses in the prefix of an address.
+pub(super) fn prefix_range(address: IpAddr) -> RangeInclusive<SocketAddr> {
+    let [first, last]: [IpAddr; 2] = match address {
+        IpAddr::V4(addr) => {
+            let host = 0xff;
+            [addr.to_bits() & !host, addr.to_bits() | host].map(|bits| Ipv4Addr::from(bits).into())
+        }
+        IpAddr::V6(addr) => {
+            let host = u128::MAX >> 48;
+            [addr.to_bits() & !host, addr.to_bits() | host].map(|bits| Ipv6Addr::from(bits).into())
+        }
+    };
+    SocketAddr::new(first, 0)..=SocketAddr::new(last, u16::MAX)
 }
 
 /// Returns the prefix of an address, as bits, and its IP version.
@@ -100,6 +132,33 @@ mod tests {
         let later = t0 + Duration::from_secs(1);
         let permitted = (0..1000).filter(|_| limit.permits(later, flood)).count();
         assert_eq!(permitted, 10);
+    }
+
+    #[test]
+    fn prefix_range_has_the_addresses_of_the_prefix() {
+        for (address, inside, outside) in [
+            ("192.0.2.7", "192.0.2.255:65535", "192.0.3.0:1"),
+            (
+                "2001:db8:1:2::",
+                "[2001:db8:1:ffff::9]:9",
+                "[2001:db8:2::]:1",
+            ),
+        ] {
+            let range = prefix_range(address.parse().unwrap());
+            assert!(range.contains(&inside.parse().unwrap()), "{inside}");
+            assert!(!range.contains(&outside.parse().unwrap()), "{outside}");
+        }
+    }
+
+    #[test]
+    fn gateway_with_a_tunnel_has_its_own_limit() {
+        let t0 = Instant::now();
+        let mut limit = PrefixLimit::new(t0, 10, 20, 1);
+        let gateway = |port: u16| SocketAddr::new([192, 0, 2, 1].into(), port);
+        let permitted = (0..1000).filter(|_| limit.permits_gateway(t0, gateway(1)));
+        assert_eq!(permitted.count(), 20);
+        assert!(limit.permits_gateway(t0, gateway(2)));
+        assert!(limit.permits(t0, gateway(1).ip()));
     }
 
     #[test]

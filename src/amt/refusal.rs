@@ -37,7 +37,7 @@ reason_enum! {
     GroupLimit = "group_limit",
     /// A group or source is not permitted by the settings.
     NotPermitted = "not_permitted",
-    /// Too many messages came from the prefix of the sender.
+    /// Too many messages came from the prefix of the sender, or from the gateway.
     RateLimit = "rate_limit",
 }
 

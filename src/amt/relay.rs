@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::config::{ROBUSTNESS, RelayConfig};
-use super::prefix_limit::PrefixLimit;
+use super::prefix_limit::{PrefixLimit, prefix_range};
 use super::random::AmtRandom;
 use super::receivers::GroupReceivers;
 use super::refusal::AmtRefusal;
@@ -30,6 +30,11 @@ const MIN_SECRET_LIFETIME: Duration = Duration::from_secs(600);
 
 /// Tracked hosts of one tunnel: none, because it has one.
 const MAX_TRACKED: usize = 0;
+
+/// The part of all gateways that one prefix, /24 or /48, may have when the relay is half full, and
+/// the least that it may have: one host with many ports must not keep all others out.
+const PREFIX_SHARE: usize = 16;
+const MIN_PREFIX_SHARE: usize = 16;
 
 /// Source of IGMP queries if no IPv4 address is advertised: the IPv4 dummy address (RFC 7600).
 const DUMMY_SOURCE: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
@@ -276,11 +281,6 @@ impl Relay {
         Ok(message.label())
     }
 
-    /// Handles an address that packets cannot be sent to, because its host refuses them.
-    pub fn handle_unreachable(&mut self, gateway: SocketAddr) {
-        self.remove_tunnel(gateway);
-    }
-
     /// Handles expired timers.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.secrets.handle_timeout(now, &mut self.random);
@@ -377,7 +377,7 @@ impl Relay {
         let built = built.unwrap_or_default();
         let packet = built.first().ok_or(AmtRefusal::BadQuery)?;
         let has_gateway = self.requests.note(from, nonce, is_mld, flags);
-        let is_full = self.tunnels.len() >= self.config.gateways;
+        let is_full = self.is_full_for(from.ip());
         self.send(
             (from, to),
             &AmtMessage::MembershipQuery {
@@ -392,12 +392,24 @@ impl Relay {
         Ok(())
     }
 
-    /// Limits the answers to senders without a tunnel, so that forged addresses cause little.
-    fn check_rate(&mut self, now: Instant, from: SocketAddr) -> Result<(), AmtRefusal> {
-        match self.tunnels.contains_key(&from) || self.limit.permits(now, from.ip()) {
-            true => Ok(()),
-            false => Err(AmtRefusal::RateLimit),
+    /// Returns whether the relay accepts no new gateway with this address.
+    fn is_full_for(&self, address: IpAddr) -> bool {
+        let limit = self.config.gateways;
+        if self.tunnels.len() < limit / 2 {
+            return false;
         }
+        let share = (limit / PREFIX_SHARE).max(MIN_PREFIX_SHARE);
+        let of_prefix = self.tunnels.range(prefix_range(address));
+        self.tunnels.len() >= limit || of_prefix.take(share).count() >= share
+    }
+
+    /// Limits the answers, so that forged addresses cause little.
+    fn check_rate(&mut self, now: Instant, from: SocketAddr) -> Result<(), AmtRefusal> {
+        let is_permitted = match self.tunnels.contains_key(&from) {
+            true => self.limit.permits_gateway(now, from),
+            false => self.limit.permits(now, from.ip()),
+        };
+        is_permitted.then_some(()).ok_or(AmtRefusal::RateLimit)
     }
 
     fn send(&mut self, (remote, local): (SocketAddr, IpAddr), message: &AmtMessage<'_>) {
@@ -426,7 +438,7 @@ impl Relay {
             return Err(AmtRefusal::BadReport);
         }
         if !self.tunnels.contains_key(&from) {
-            if self.tunnels.len() >= self.config.gateways {
+            if self.is_full_for(from.ip()) {
                 return Err(AmtRefusal::GatewayLimit);
             }
             let tunnel = GatewayTunnel {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -11,15 +12,21 @@ use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{RData, RecordType};
 use hickory_resolver::system_conf::parse_resolv_conf;
+use tokio::time::sleep_until;
 
 use super::candidate::LookupKey;
 use super::driad::{self, AmtRelayRecord, RelayAddress, RelayTarget};
+use super::query_rate::QueryRate;
 
 /// Time to live of an answer without records that names none.
 const NEGATIVE_TTL: Duration = Duration::from_secs(60);
 
 /// Most records of one answer that are used.
 const MAX_RECORDS: usize = 32;
+
+/// Most instances of a service in one domain, and most servers of an instance, that are looked up.
+const MAX_INSTANCES: usize = 8;
+const MAX_SERVERS: usize = 4;
 
 /// The service of relays in DNS-SD (RFC 8777 section 2.3.2).
 const SERVICE: &str = "_amt._udp";
@@ -57,6 +64,8 @@ pub struct RelayResolver {
     resolver: TokioResolver,
     /// The domains in which services are looked for.
     domains: Vec<String>,
+    /// One lookup may need many queries: names in records are looked up too.
+    rate: Arc<Mutex<QueryRate>>,
 }
 
 impl RelayResolver {
@@ -84,6 +93,7 @@ impl RelayResolver {
         Ok(Self {
             resolver: builder.with_options(options).build()?,
             domains,
+            rate: Arc::default(),
         })
     }
 
@@ -158,13 +168,13 @@ impl RelayResolver {
         for domain in &self.domains {
             let service = format!("{SERVICE}.{domain}");
             let (instances, ttl) = self.lookup(&service, RecordType::PTR).await?;
-            for instance in instances.iter().take(MAX_RECORDS) {
+            for instance in instances.iter().take(MAX_INSTANCES) {
                 let RData::PTR(instance) = instance else {
                     continue;
                 };
                 let (servers, of_server) =
                     self.lookup(&instance.to_string(), RecordType::SRV).await?;
-                for server in servers.iter().take(MAX_RECORDS) {
+                for server in servers.iter().take(MAX_SERVERS) {
                     let RData::SRV(server) = server else {
                         continue;
                     };
@@ -196,7 +206,8 @@ impl RelayResolver {
             match answer {
                 Ok((records, ttl)) => {
                     ttls.insert(!records.is_empty(), ttl);
-                    addresses.extend(records.iter().filter_map(RData::ip_addr));
+                    let records = records.iter().take(MAX_RECORDS);
+                    addresses.extend(records.filter_map(RData::ip_addr));
                 }
                 Err(e) => error = Some(e),
             }
@@ -214,6 +225,7 @@ impl RelayResolver {
         name: &str,
         kind: RecordType,
     ) -> Result<(Vec<RData>, Duration), ResolverError> {
+        self.wait_for_rate().await;
         match self.resolver.lookup(name, kind).await {
             Ok(lookup) => Ok(records(&lookup, kind)),
             Err(e) if e.is_no_records_found() => Ok((Vec::new(), NEGATIVE_TTL)),
@@ -221,6 +233,20 @@ impl RelayResolver {
                 name: name.into(),
                 error: e.to_string(),
             }),
+        }
+    }
+
+    /// Waits until the rate limit permits a query. A query that the cache answers counts too.
+    async fn wait_for_rate(&self) {
+        loop {
+            let taken = {
+                let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+                rate.take(Instant::now())
+            };
+            match taken {
+                Ok(()) => return,
+                Err(until) => sleep_until(until.into()).await,
+            }
         }
     }
 }

@@ -4,11 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::random::AmtRandom;
 
-/// Shortest time between two transmissions.
-const MIN_WAIT: Duration = Duration::from_secs(1);
-
-/// Longest time between two transmissions (RFC 7450 section 5.2.3.4.3).
-const MAX_WAIT: Duration = Duration::from_secs(120);
+/// Limits of the time between two transmissions (RFC 7450 section 5.2.3.4.3).
+const WAIT: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(120)];
 
 /// Number of transmissions without an answer after which a relay counts as unresponsive.
 const MAX_UNANSWERED: u32 = 3;
@@ -52,8 +49,7 @@ impl Retry {
             return false;
         }
         self.sent += 1;
-        let max = Duration::from_secs(1 << self.sent.min(7)).min(MAX_WAIT);
-        self.at = now + random.between(MIN_WAIT, max);
+        self.at = now + random.back_off(WAIT, self.sent);
         true
     }
 }
@@ -71,7 +67,8 @@ mod tests {
         for n in 1..12u32 {
             assert!(retry.take_due(now, &mut random));
             let wait = retry.next() - now;
-            assert!(wait >= MIN_WAIT && wait <= MAX_WAIT.min(Duration::from_secs(1 << n)));
+            let [min, max] = WAIT;
+            assert!(wait >= min && wait <= max.min(Duration::from_secs(1 << n)));
             assert!(!retry.take_due(now, &mut random));
             assert_eq!(retry.is_unanswered(now), n > 3, "{n}");
             now = retry.next();

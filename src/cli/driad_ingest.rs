@@ -1,16 +1,17 @@
 //! `mcastor driad-ingest`: receives the streams of a joinfile through AMT, without a settings file.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
 use super::exit::{UNUSABLE, fail};
 use super::run::start_log;
 use crate::app::{self, Clients, Options};
+use crate::docker::{EngineClient, NetworkExit, NetworkExitError};
 use crate::mnat::Channel;
 use crate::mnat::files::{FileContent, FileWatch};
 use crate::mnat::joinfile::{self, Joinfile};
@@ -24,6 +25,12 @@ const GATEWAY: [(&str, &str); 2] = [
     ("MCASTOR__AMT__GATEWAY__0__RELAY", "driad"),
 ];
 
+/// The variable with the interface on which tunnels leave.
+const GATEWAY_INTERFACE: &str = "MCASTOR__AMT__GATEWAY__0__INTERFACE";
+
+/// Longest wait for the container engine.
+const ENGINE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The invalid lines of a joinfile that the log shows.
 const SHOWN_FAULTS: usize = 5;
 
@@ -33,7 +40,8 @@ const SHOWN_FAULTS: usize = 5;
 Example:
   mcastor driad-ingest --joinfile /var/run/ingest/joined.sgs --interface eth1
 
-The relay of a source is looked up in DNS (RFC 8777). Tunnels leave by the routes of this host.
+The relay of a source is looked up in DNS (RFC 8777). Without --amt, tunnels leave by the routes of
+this host.
 MCASTOR__… environment variables set all other settings: MCASTOR__AMT__GATEWAY__0__RELAY names
 relays that need no DNS, MCASTOR__HTTP__LISTEN the address of the metrics.")]
 pub struct DriadIngestArgs {
@@ -59,7 +67,8 @@ pub struct DriadIngestArgs {
     /// another one is given with --interface
     #[arg(short = 'n', long, value_name = "NETWORK", value_parser = network)]
     pub native: Option<IfPattern>,
-    /// Accepted for compatibility: tunnels need no network of their own
+    /// Network of the container engine: tunnels leave as from a container on it. A macvlan: on its
+    /// parent; an internal network: on its bridge; another bridge: by the routes of this host
     #[arg(short = 'a', long, value_name = "NETWORK")]
     pub amt: Option<String>,
     /// Log more; -vv also logs debug messages
@@ -81,15 +90,65 @@ impl DriadIngestArgs {
     }
 }
 
-/// Returns the settings without routes.
+/// Returns the settings without routes. `interface` is that on which tunnels leave.
 fn base_settings(
     verbose: u8,
+    interface: Option<&IfName>,
     env: impl Iterator<Item = (String, String)>,
 ) -> Result<Settings, SettingsReport> {
+    let interface = interface.map(|name| (GATEWAY_INTERFACE.to_owned(), name.to_string()));
     let gateway = GATEWAY.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let level = (verbose > 1).then(|| ("MCASTOR__LOG__LEVEL".to_owned(), "debug".to_owned()));
-    let defaults = gateway.into_iter().chain(level);
+    let defaults = gateway.into_iter().chain(interface).chain(level);
     Settings::load(None, defaults.chain(env))
+}
+
+/// Returns the interface on which tunnels leave, so that they leave as from a container on the
+/// network of `--amt`; `None` for the routes of this host. It is looked up once: an engine that does
+/// not answer must not stop the streams, so tunnels then leave by the routes.
+///
+/// # Errors
+/// The engine answers, and its networks do not include this one, or the network has no exit here.
+fn tunnel_interface(network: &str, socket: &Path) -> Result<Option<IfName>, NetworkExitError> {
+    let read = async {
+        let client = EngineClient::connect(&socket.display().to_string()).await?;
+        client.read().await
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let answer = runtime.map(|runtime| {
+        runtime.block_on(async { tokio::time::timeout(ENGINE_TIMEOUT, read).await })
+    });
+    let reason = match answer {
+        Ok(Ok(Ok(engine))) => {
+            let exit = NetworkExit::of(&engine, network)?;
+            let network = quote(network);
+            return Ok(match exit {
+                NetworkExit::HostRoutes => {
+                    info!(
+                        "driad-ingest: tunnels leave by the routes of this host, as packets of the \
+                         network {network} do"
+                    );
+                    None
+                }
+                NetworkExit::Interface(name) => {
+                    info!("driad-ingest: tunnels leave on {name}, for the network {network}");
+                    Some(name)
+                }
+            });
+        }
+        Ok(Ok(Err(e))) => e.to_string(),
+        Ok(Err(_)) => format!("no answer within {ENGINE_TIMEOUT:?}"),
+        Err(e) => e.to_string(),
+    };
+    warn!(
+        "driad-ingest: cannot look up the network {} of --amt: {}: {reason}; tunnels leave by the \
+         routes of this host",
+        quote(network),
+        socket.display()
+    );
+    Ok(None)
 }
 
 /// Returns a route from the gateway for each stream with a source. Only the relay of a source can be
@@ -174,14 +233,29 @@ impl Joins {
 pub fn run(args: DriadIngestArgs) -> ExitCode {
     let egresses = args.egresses();
     let verbose = args.verbose;
-    let settings = match base_settings(verbose, environment()) {
+    let unusable = |report: SettingsReport| {
+        eprintln!("{}", report.pretty());
+        ExitCode::from(UNUSABLE)
+    };
+    let mut settings = match base_settings(verbose, None, environment()) {
         Ok(settings) => settings,
-        Err(report) => {
-            eprintln!("{}", report.pretty());
-            return ExitCode::from(UNUSABLE);
-        }
+        Err(report) => return unusable(report),
     };
     start_log(&settings.log);
+    let mut interface = None;
+    if let Some(network) = &args.amt {
+        interface = match tunnel_interface(network, &settings.docker.socket) {
+            Ok(interface) => interface,
+            Err(e) => {
+                eprintln!("mcastor: --amt: {e}");
+                return ExitCode::from(UNUSABLE);
+            }
+        };
+        settings = match base_settings(verbose, interface.as_ref(), environment()) {
+            Ok(settings) => settings,
+            Err(report) => return unusable(report),
+        };
+    }
     let joins = Rc::new(RefCell::new(Joins::new(args.joinfile)));
     let with_routes = {
         let joins = joins.clone();
@@ -197,7 +271,8 @@ pub fn run(args: DriadIngestArgs) -> ExitCode {
         title: format!("mcastor v{} as driad-ingest", env!("CARGO_PKG_VERSION")),
         settings: with_routes(settings),
         load: Box::new(move || {
-            let settings = base_settings(verbose, environment()).map_err(Box::new);
+            let interface = interface.as_ref();
+            let settings = base_settings(verbose, interface, environment()).map_err(Box::new);
             settings.map(&with_routes)
         }),
         needs_reload: Some(Box::new(move || joins.borrow_mut().poll())),
@@ -281,15 +356,32 @@ mod tests {
             std::iter::once((name, value.to_owned()))
         };
         let ways = |env: &mut dyn Iterator<Item = (String, String)>| {
-            let settings = base_settings(0, env).unwrap();
+            let settings = base_settings(0, None, env).unwrap();
             settings.amt.gateways[0].ways.clone()
         };
         let driad = ways(&mut std::iter::empty());
         assert_eq!(driad, [crate::amt::candidate::RelayWay::Driad]);
         assert_ne!(ways(&mut variable("192.0.2.1")), driad);
         assert_eq!(
-            base_settings(2, std::iter::empty()).unwrap().log.level,
+            base_settings(2, None, std::iter::empty())
+                .unwrap()
+                .log
+                .level,
             "debug"
         );
+    }
+
+    #[test]
+    fn tunnels_leave_on_the_interface_of_the_network() {
+        let variable = |value: &str| Some((GATEWAY_INTERFACE.to_owned(), value.to_owned()));
+        let [bridge, other]: [IfName; 2] = ["br-amt", "eth1"].map(|name| name.parse().unwrap());
+        for (found, env, expected) in [
+            (None, None, None),
+            (Some(&bridge), None, Some(&bridge)),
+            (Some(&bridge), variable("eth1"), Some(&other)),
+        ] {
+            let settings = base_settings(0, found, env.into_iter()).unwrap();
+            assert_eq!(settings.amt.gateways[0].interface.as_ref(), expected);
+        }
     }
 }

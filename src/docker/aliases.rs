@@ -55,11 +55,16 @@ pub struct EngineNetwork {
     pub driver: String,
     /// The bridge of the network; `None` for networks of other drivers, or if it is not known.
     pub bridge: Option<IfName>,
+    /// The interface of the host to which a `macvlan` or `ipvlan` network belongs, if it is known.
+    pub parent: Option<IfName>,
+    /// Whether the engine forwards nothing between the network and others.
+    pub is_internal: bool,
 }
 
 impl EngineNetwork {
-    /// Returns whether `id` is the network in an [`Endpoint`]. Podman gives a name there.
-    fn is(&self, id: &str) -> bool {
+    /// Returns whether `id` is the ID or a name of the network. Podman gives a name in an
+    /// [`Endpoint`].
+    pub(super) fn is(&self, id: &str) -> bool {
         self.id == id || self.names.iter().any(|name| name == id)
     }
 
@@ -260,6 +265,8 @@ mod tests {
             names: vec![format!("net-{id}")],
             driver: bridge.map_or("macvlan", |_| "bridge").into(),
             bridge: bridge.map(|b| b.parse().unwrap()),
+            parent: None,
+            is_internal: false,
         }
     }
 

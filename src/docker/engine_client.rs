@@ -16,12 +16,15 @@ use super::aliases::{
     BRIDGE_DRIVER, Container, Endpoint, EngineNetwork, EngineState, PublishedPort,
 };
 use super::podman::{self, PodmanError, PodmanNetwork};
+use crate::model::IfName;
 use crate::model::escape::quote;
 
 /// Timeout of a request to the engine, in seconds.
 const TIMEOUT_SECS: u64 = 10;
 /// The network option of Docker that sets the name of a bridge.
 const BRIDGE_NAME_OPTION: &str = "com.docker.network.bridge.name";
+/// The network option that names the parent interface of a macvlan.
+const PARENT_OPTION: &str = "parent";
 /// The component in the version of an engine that is Podman.
 const PODMAN_COMPONENT: &str = "Podman Engine";
 /// The security option of an engine that runs without root.
@@ -167,7 +170,9 @@ fn check_podman_version(version: &str) -> Result<(), PodmanError> {
 fn docker_network_of(reply: NetworkReply) -> Option<EngineNetwork> {
     let id = reply.id?;
     let driver = reply.driver.unwrap_or_default();
-    let configured = reply.options.and_then(|mut o| o.remove(BRIDGE_NAME_OPTION));
+    let mut options = reply.options.unwrap_or_default();
+    let configured = options.remove(BRIDGE_NAME_OPTION);
+    let parent = options.remove(PARENT_OPTION);
     let bridge = (driver == BRIDGE_DRIVER).then(|| {
         let digits = id.get(..BRIDGE_ID_DIGITS).unwrap_or(&id);
         configured.unwrap_or_else(|| format!("br-{digits}"))
@@ -176,6 +181,8 @@ fn docker_network_of(reply: NetworkReply) -> Option<EngineNetwork> {
         names: vec![reply.name?],
         driver: quote(&driver),
         bridge: bridge.and_then(|name| name.parse().ok()),
+        parent: parent.and_then(|name| name.parse().ok()),
+        is_internal: reply.internal.unwrap_or_default(),
         id,
     })
 }
@@ -185,13 +192,20 @@ fn podman_network_of(reply: NetworkReply, details: &[PodmanNetwork]) -> Option<E
     let id = reply.id?;
     let driver = reply.driver.unwrap_or_default();
     let own = details.iter().find(|n| n.id == id);
-    let bridge = own.and_then(|n| n.network_interface.as_ref());
-    let bridge = bridge.filter(|_| driver == BRIDGE_DRIVER);
+    let interface = own.and_then(|n| n.network_interface.as_ref());
+    let interface: Option<IfName> = interface.and_then(|name| name.parse().ok());
+    // It is the bridge or the parent.
+    let (bridge, parent) = match driver == BRIDGE_DRIVER {
+        true => (interface, None),
+        false => (None, interface),
+    };
     let mut names = vec![reply.name?];
     names.extend(own.map(|n| n.name.clone()).filter(|n| !names.contains(n)));
     Some(EngineNetwork {
         names,
-        bridge: bridge.and_then(|name| name.parse().ok()),
+        bridge,
+        parent,
+        is_internal: reply.internal.unwrap_or_default(),
         driver: quote(&driver),
         id,
     })

@@ -11,6 +11,7 @@ use prometheus::{
 use serde::{Deserialize, Serialize};
 
 use super::amt::AmtFamilies;
+use super::bandwidth::BandwidthFamilies;
 use super::discovery::DiscoveryFamilies;
 use super::families::{Families, MetricsRegistry};
 use super::http::HttpFamilies;
@@ -154,6 +155,8 @@ pub struct Catalog {
     pub mnat: MnatFamilies,
     /// Metrics of AMT.
     pub amt: AmtFamilies,
+    /// Metrics of bandwidth limits.
+    pub bandwidth: BandwidthFamilies,
     /// Metrics of discovery.
     pub discovery: DiscoveryFamilies,
     /// Metrics of merges.
@@ -373,6 +376,7 @@ impl Catalog {
         let membership = MembershipFamilies::new(&registry)?;
         let mnat = MnatFamilies::new(&registry)?;
         let amt = AmtFamilies::new(&registry)?;
+        let bandwidth = BandwidthFamilies::new(&registry)?;
         let discovery = DiscoveryFamilies::new(&registry)?;
         let merge = MergeFamilies::new(&registry)?;
         let streams = StreamFamilies::new(&registry)?;
@@ -383,6 +387,7 @@ impl Catalog {
             membership,
             mnat,
             amt,
+            bandwidth,
             discovery,
             merge,
             streams,

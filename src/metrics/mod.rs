@@ -2,6 +2,7 @@
 //! of an actor.
 
 pub mod amt;
+pub mod bandwidth;
 pub mod catalog;
 mod discovery;
 mod families;

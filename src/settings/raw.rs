@@ -550,11 +550,13 @@ raw_tables! {
 
     /// Limits of a relay.
     struct RawAmtLimits {
-        /// The number of gateways. Further ones are told to use another relay.
+        /// The number of gateways. Further ones are told to use another relay. When half of them
+        /// exist, a /24 or /48 may have a sixteenth of them, or 16 if that is more.
         gateways: Integer, default_integer(10_000), integers(1, 1_000_000);
         /// The number of groups of one gateway, for each IP version.
         groups_per_gateway: Integer, default_integer(256), integers(1, 65_536);
-        /// The number of answers per second to a /24 or /48 of senders that have no tunnel yet.
+        /// The number of answers per second to a /24 or /48 of senders that have no tunnel yet, and to
+        /// each gateway with a tunnel.
         answers_per_prefix: Integer, default_integer(100), integers(1, 1_000_000);
         /// The number of answers per second to all senders that have no tunnel yet.
         answers: Integer, default_integer(5_000), integers(1, 1_000_000);

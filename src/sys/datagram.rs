@@ -5,16 +5,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::buffer::{Buffer, PACKETS};
+use super::buffer::Buffer;
 use super::limits::{DescriptorUse, outside_reserve};
 use super::message_batch::{ControlBuffer, KernelData, MessageBatch, now_ns};
 use super::packet::set_option_int;
 use crate::model::TunnelEndpoint;
 
-/// Size of the receive and send buffers in bytes.
-const BUFFER_BYTES: usize = 4 << 20;
+/// Size of the receive and send buffers in bytes. A gateway that reads each millisecond needs space
+/// for what arrives in two of them at the rate of a fast link.
+const BUFFER_BYTES: usize = 8 << 20;
 
 /// Largest number of datagrams of one call of `sendmmsg`.
 const MAX_COPIES: usize = 128;
@@ -131,6 +132,13 @@ impl DatagramSocket {
         Ok(Self { fd, local })
     }
 
+    /// Returns whether the receive buffer has its full size: without CAP_NET_ADMIN, the kernel
+    /// limits it (`net.core.rmem_max`).
+    pub fn has_full_buffer(&self) -> bool {
+        let size = SockRef::from(&self.fd).recv_buffer_size();
+        size.is_ok_and(|size| size >= BUFFER_BYTES)
+    }
+
     /// Returns the address that the socket is bound to.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
@@ -190,7 +198,7 @@ impl DatagramReceiver {
     /// # Errors
     /// `WouldBlock` if none waits, or an error of the kernel. ICMP errors are not reported.
     pub fn receive(&mut self, datagrams: &mut Vec<TunnelDatagram>) -> io::Result<Buffer> {
-        let (mut buffer, count) = self.batch.receive(self.socket.fd.as_fd(), PACKETS)?;
+        let (mut buffer, count) = self.batch.receive(self.socket.fd.as_fd())?;
         for n in 0..count {
             let len = self.batch.len(n);
             let is_truncated = self.batch.is_truncated(n);
@@ -216,6 +224,12 @@ impl DatagramReceiver {
             }
         }
         Ok(buffer)
+    }
+
+    /// Returns whether nothing waited any more after the last call of
+    /// [`receive`](DatagramReceiver::receive).
+    pub fn is_drained(&self) -> bool {
+        self.batch.is_drained()
     }
 
     /// Returns the number of datagrams since the last call that the kernel dropped because the

@@ -4,7 +4,13 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::buffer::{Buffer, BufferPool, PACKETS};
+use super::buffer::{Buffer, BufferPool, PACKETS, SMALL_LEN};
+
+/// Smallest number of messages per call.
+const MIN_BATCH: usize = 8;
+
+/// Approximate number of bytes per call while large messages arrive.
+const MAX_LARGE_BYTES: usize = 256 << 10;
 
 /// Space for the control messages of a message.
 #[repr(C, align(8))]
@@ -35,6 +41,11 @@ pub(super) struct MessageBatch<A> {
     pool: BufferPool,
     /// The buffer for the next call, if it is already taken from the pool.
     spare: Option<Buffer>,
+    /// Number of messages to request with the next call. Each of them has to be prepared, so the
+    /// limit follows the number of messages that arrive.
+    limit: usize,
+    /// Whether the last call found fewer messages than it requested.
+    is_drained: bool,
     messages: Box<[libc::mmsghdr; PACKETS]>,
     iovecs: Box<[[libc::iovec; 2]; PACKETS]>,
     addresses: Box<[A; PACKETS]>,
@@ -57,6 +68,8 @@ impl<A: KernelData> MessageBatch<A> {
         Self {
             pool: BufferPool::default(),
             spare: None,
+            limit: MIN_BATCH,
+            is_drained: false,
             messages: Box::new([message; PACKETS]),
             iovecs: Box::new([[iovec; 2]; PACKETS]),
             addresses: Box::new([address; PACKETS]),
@@ -64,27 +77,43 @@ impl<A: KernelData> MessageBatch<A> {
         }
     }
 
-    /// Receives the waiting messages, at most `limit` and one buffer of them. Returns the buffer and
-    /// the number of messages. Does not block.
+    /// Receives the waiting messages, at most one buffer of them. Returns the buffer and the number
+    /// of messages. Does not block.
     ///
     /// # Errors
     /// `WouldBlock` if none waits, or an error of the kernel.
-    pub(super) fn receive(
-        &mut self,
-        socket: BorrowedFd<'_>,
-        limit: usize,
-    ) -> io::Result<(Buffer, usize)> {
+    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<(Buffer, usize)> {
         let mut buffer = match self.spare.take() {
             Some(buffer) => buffer,
             None => self.pool.take()?,
         };
-        match self.receive_into(socket, &mut buffer, limit.min(PACKETS)) {
-            Ok(count) => Ok((buffer, count)),
+        match self.receive_into(socket, &mut buffer, self.limit) {
+            Ok(count) => {
+                self.is_drained = count < self.limit;
+                self.limit = self.next_limit(count);
+                Ok((buffer, count))
+            }
             Err(e) => {
+                self.is_drained = e.kind() == io::ErrorKind::WouldBlock;
                 self.spare = Some(buffer);
                 Err(e)
             }
         }
+    }
+
+    /// Returns whether nothing waited any more after the last call.
+    pub(super) fn is_drained(&self) -> bool {
+        self.is_drained
+    }
+
+    /// Returns the number of messages to request after `count` messages were received.
+    fn next_limit(&self, count: usize) -> usize {
+        let largest = (0..count).map(|n| self.len(n)).max().unwrap_or_default();
+        let max = match largest > SMALL_LEN {
+            true => (MAX_LARGE_BYTES / largest).clamp(1, PACKETS),
+            false => PACKETS,
+        };
+        (2 * count).clamp(MIN_BATCH, PACKETS).min(max)
     }
 
     fn receive_into(

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::buffer::{Buffer, PACKETS, SMALL_LEN};
+use super::buffer::Buffer;
 use super::fanout::FanoutMember;
 use super::filter::CaptureFilter;
 use super::message_batch::{KernelData, MessageBatch, now_ns};
@@ -15,12 +15,6 @@ use super::{filter, packet};
 use crate::model::IfIndex;
 use crate::wire::offload::{Offload, VNET_HEADER_LEN};
 use crate::wire::vlan::vlan_id;
-
-/// Smallest number of packets per call.
-const MIN_BATCH: usize = 8;
-
-/// Approximate number of bytes per call while large packets arrive.
-const MAX_LARGE_BYTES: usize = 256 << 10;
 
 /// `struct tpacket_auxdata`, the content of `PACKET_AUXDATA` (`linux/if_packet.h`).
 #[repr(C)]
@@ -41,9 +35,6 @@ unsafe impl KernelData for Auxdata {}
 /// A capture socket without a ring.
 pub struct PacketReceiver {
     fd: Arc<OwnedFd>,
-    /// Number of packets to request with the next call. Every requested packet needs a prepared
-    /// message, so the limit follows the number of packets that arrive.
-    limit: usize,
     batch: MessageBatch<libc::sockaddr_ll>,
 }
 
@@ -79,7 +70,6 @@ impl PacketReceiver {
     pub fn from_socket(fd: OwnedFd) -> Self {
         Self {
             fd: Arc::new(fd),
-            limit: MIN_BATCH,
             batch: MessageBatch::new(),
         }
     }
@@ -87,19 +77,12 @@ impl PacketReceiver {
     /// Receives the waiting packets, at most one buffer of them, and appends their frames in order
     /// of arrival. Does not block: returns `WouldBlock` if there are none.
     pub fn receive(&mut self, frames: &mut Vec<Frame>) -> io::Result<Buffer> {
-        let (mut buffer, count) = self.batch.receive(self.fd.as_fd(), self.limit)?;
-        let mut largest = 0;
+        let (mut buffer, count) = self.batch.receive(self.fd.as_fd())?;
         for n in 0..count {
             let len = self.batch.len(n);
-            largest = largest.max(len);
             let start = buffer.make_contiguous(n, len);
             frames.extend(self.frame(n, &buffer, start, len));
         }
-        let max = match largest > SMALL_LEN {
-            true => (MAX_LARGE_BYTES / largest).clamp(1, PACKETS),
-            false => PACKETS,
-        };
-        self.limit = (2 * count).clamp(MIN_BATCH, PACKETS).min(max);
         Ok(buffer)
     }
 

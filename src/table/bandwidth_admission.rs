@@ -50,9 +50,10 @@ pub struct AdmittedStreams {
     streams: AHashMap<FlowKey, StreamAdmission>,
     /// Bytes that a stream which is not measured yet may have.
     trial_bytes: u64,
-    /// The limit, and the bits per second of the admitted streams.
+    /// The limit, and the bits per second of the admitted streams: reserved, and last measured.
     limit: u64,
     admitted: u64,
+    measured: u64,
 }
 
 /// Returns the bytes that a new stream may have before it is measured, if `free` bits per second
@@ -88,6 +89,7 @@ impl AdmittedStreams {
         BandwidthUse {
             limit: Bandwidth::from_bits(self.limit),
             admitted: Bandwidth::from_bits(self.admitted),
+            measured: Bandwidth::from_bits(self.measured),
             refused: self.refused().count(),
         }
     }
@@ -109,8 +111,11 @@ pub struct StreamCount {
 pub struct BandwidthUse {
     /// The limit.
     pub limit: Bandwidth,
-    /// The rates of the admitted streams together.
+    /// What is reserved for the admitted streams. It follows a falling rate slowly, so that a pause
+    /// makes no room.
     pub admitted: Bandwidth,
+    /// The rates of the admitted streams together, as last measured.
+    pub measured: Bandwidth,
     /// The number of refused streams.
     pub refused: usize,
 }
@@ -127,8 +132,10 @@ struct MeasuredStream {
     counted_ms: u64,
     /// When the counter last grew.
     active_ms: u64,
-    /// Bits per second; `None` until it was measured.
+    /// Bits per second that it needs; `None` until it was measured.
     rate: Option<u64>,
+    /// Bits per second at the last measurement.
+    measured: u64,
     /// Position among the streams of the interface, by age.
     age: u64,
 }
@@ -184,6 +191,7 @@ impl BandwidthAdmission {
                     counted_ms: now_ms,
                     active_ms: now_ms,
                     rate: None,
+                    measured: 0,
                     age: self.seen,
                 };
                 self.streams.insert(key, new);
@@ -220,11 +228,13 @@ impl BandwidthAdmission {
         (stream.bytes, stream.counted_ms) = (bytes, now_ms);
         if grown == 0 {
             // Its rate stays reserved until it is forgotten.
+            stream.measured = 0;
             return;
         }
         stream.active_ms = now_ms;
         let bits = u128::from(grown) * 8_000 * u128::from(copies);
         let measured = u64::try_from(bits / u128::from(elapsed)).unwrap_or(u64::MAX);
+        stream.measured = measured;
         stream.rate = Some(match (stream.rate, stream.admission) {
             // A pause or a stall makes no room for another stream.
             (Some(before), Some(StreamAdmission::Admitted)) if measured < before => {
@@ -271,13 +281,16 @@ impl BandwidthAdmission {
         refused
     }
 
-    /// Returns the bits per second of the admitted streams.
+    /// Returns the bits per second that are reserved for the admitted streams.
     fn admitted(&self) -> u64 {
+        self.sum_admitted(|stream| stream.rate.unwrap_or_default())
+    }
+
+    /// Returns the sum of a number over the admitted streams.
+    fn sum_admitted(&self, number: impl Fn(&MeasuredStream) -> u64) -> u64 {
         let admitted = self.streams.values();
         let admitted = admitted.filter(|s| s.admission == Some(StreamAdmission::Admitted));
-        admitted
-            .filter_map(|stream| stream.rate)
-            .fold(0, u64::saturating_add)
+        admitted.map(number).fold(0, u64::saturating_add)
     }
 
     /// Returns what the data path needs.
@@ -291,6 +304,7 @@ impl BandwidthAdmission {
             trial_bytes: trial_bytes(limit.saturating_sub(admitted)),
             limit,
             admitted,
+            measured: self.sum_admitted(|stream| stream.measured),
         }
     }
 }

@@ -41,7 +41,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const LOOKS: u32 = 100;
 /// How long a death counts.
 const DEATH_WINDOW: Duration = Duration::from_secs(60);
-/// Interval at which the counters of planes are read.
+/// Interval at which the counters of planes and the use of bandwidth limits are read.
 const PLANE_COUNTER_INTERVAL: Duration = Duration::from_secs(1);
 /// Limit of the mailbox.
 const MAILBOX: usize = 4096;
@@ -459,7 +459,9 @@ impl Actor for Supervisor {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
         ctx.run_interval(PLANE_COUNTER_INTERVAL, |supervisor, _| {
-            supervisor.config.context.count_planes();
+            let context = &supervisor.config.context;
+            context.count_planes();
+            context.set_bandwidth_metrics();
         });
         let directory = &self.config.context.directory;
         directory

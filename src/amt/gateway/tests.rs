@@ -183,6 +183,15 @@ impl Lab {
         self.relays.get_mut(&address(of)).unwrap()
     }
 
+    /// Runs until a time since the start, while packets arrive from a relay each second.
+    fn run_with_traffic(&mut self, relay: &str, until: Duration) {
+        while self.now < self.start + until {
+            self.gateway.handle_traffic(self.now, address(relay));
+            let next = self.now - self.start + secs(1);
+            self.run_until(next.min(until));
+        }
+    }
+
     /// Runs until a time since the start.
     fn run_until(&mut self, until: Duration) {
         let until = self.start + until;
@@ -338,23 +347,16 @@ fn streams_move_from_a_relay_that_dies_and_others_stay() {
         .handle_answer(now, &key(a), relays(RELAY, OTHER_RELAY));
     lab.gateway
         .handle_answer(now, &key(b), relays(OTHER_RELAY, RELAY));
-    lab.run_until(secs(10));
+    lab.run_until(secs(2));
     assert!(!lab.relay(RELAY).reported.is_empty());
     let before = lab.relay(OTHER_RELAY).reported.len();
-    // Traffic stops when the relay dies.
-    lab.gateway.handle_traffic(lab.now, address(RELAY));
-    lab.gateway.handle_traffic(lab.now, address(OTHER_RELAY));
     lab.relay(RELAY).is_alive = false;
-    let requests = lab.relay(OTHER_RELAY).requests.len();
-    lab.run_until(secs(35));
-    let lost = (address(RELAY), RelayFailure::Unresponsive);
+    lab.run_with_traffic(OTHER_RELAY, secs(35));
     let failures = lab.failures();
-    let failures: Vec<_> = failures.iter().map(|f| (f.1, f.2)).collect();
-    assert_eq!(failures, [lost]);
-    let other = lab.relay(OTHER_RELAY);
-    assert!(other.reported.len() > before);
-    // One Request because of the silence, and one because nothing arrives after the join.
-    assert_eq!(other.requests.len(), requests + 2);
+    let failed: Vec<_> = failures.iter().map(|f| f.1).collect();
+    assert_eq!(failed, [address(RELAY)]);
+    assert!((4..=10).contains(&failures[0].0), "{failures:?}");
+    assert!(lab.relay(OTHER_RELAY).reported.len() > before);
     assert_eq!(
         lab.gateway.missing(group(STREAM), Some(a.parse().unwrap())),
         None
@@ -393,20 +395,55 @@ fn silent_relay_is_replaced_and_left() {
     lab.run_until(secs(130));
     let (time, relay, failure) = lab.failures()[0];
     assert_eq!((relay, failure), (address(RELAY), RelayFailure::Silent));
-    assert!((4..=120).contains(&time), "{time}");
+    assert!((4..=8).contains(&time), "{time}");
     let left = (RecordType::BlockOldSources, group(STREAM));
     assert!(lab.relay(RELAY).reported.contains(&left));
     assert!(!lab.relay(OTHER_RELAY).reported.is_empty());
+}
+
+/// A source that has paused is silent at all relays.
+#[test]
+fn silences_grow_until_a_packet_arrives() {
+    let relays: Vec<String> = (1..=8).map(|n| format!("192.0.2.{n}:2268")).collect();
+    let relays: Vec<&str> = relays.iter().map(String::as_str).collect();
+    let mut lab = Lab::with_addresses(&relays);
+    lab.join(STREAM, &["203.0.113.1"]);
+    lab.run_until(secs(400));
+    let waits = |failures: &[(u64, SocketAddr, RelayFailure)]| -> Vec<u64> {
+        let times = std::iter::once(0).chain(failures.iter().map(|failure| failure.0));
+        let times: Vec<u64> = times.collect();
+        times.windows(2).map(|pair| pair[1] - pair[0]).collect()
+    };
+    let failures = lab.failures();
+    assert!(failures.iter().all(|f| f.2 == RelayFailure::Silent));
+    let waited = waits(&failures);
+    // A second is lost by rounding.
+    for (wait, longest) in waited.iter().zip([8, 16, 32, 64, 120, 120, 120]) {
+        assert!((3..=longest + 1).contains(wait), "{waited:?}");
+    }
+    let longest = *waited.iter().max().unwrap();
+    assert!(waited.len() >= 5 && longest > 16, "{waited:?}");
+
+    // The next silence after a packet is a first one.
+    let mut lab = Lab::with_addresses(&relays);
+    lab.join(STREAM, &["203.0.113.1"]);
+    while lab.failures().len() < 4 {
+        lab.run_until(lab.now - lab.start + secs(1));
+    }
+    let relay = lab.gateway.relays().max().unwrap();
+    let since = (lab.now - lab.start).as_secs();
+    lab.gateway.handle_traffic(lab.now, relay);
+    lab.run_until(secs(since + 10));
+    let (time, left, _) = lab.failures()[4];
+    assert_eq!(left, relay);
+    assert!((3..=9).contains(&(time - since)), "{time} {since}");
 }
 
 #[test]
 fn relay_with_traffic_is_not_replaced() {
     let mut lab = Lab::with_addresses(&[RELAY, OTHER_RELAY]);
     lab.join(STREAM, &["203.0.113.1"]);
-    for second in 1..400 {
-        lab.run_until(secs(second));
-        lab.gateway.handle_traffic(lab.now, address(RELAY));
-    }
+    lab.run_with_traffic(RELAY, secs(400));
     assert!(lab.failures().is_empty());
     assert!(lab.relay(OTHER_RELAY).discoveries.is_empty());
 }

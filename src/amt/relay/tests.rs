@@ -350,6 +350,32 @@ fn full_relay_sets_l_for_new_gateways_only() {
 }
 
 #[test]
+fn one_prefix_cannot_take_all_tunnels() {
+    let mut lab = Lab::new(RelayConfig {
+        gateways: 160,
+        answers_per_prefix: 1000,
+        ..RelayConfig::default()
+    });
+    let mut join = |from: &str| lab.join(from, "232.1.2.3", "203.0.113.1").is_ok();
+    let of_host = |host: &str, ports: std::ops::Range<u16>| -> Vec<String> {
+        ports.map(|port| format!("{host}:{port}")).collect()
+    };
+    let accepted = |join: &mut dyn FnMut(&str) -> bool, from: Vec<String>| {
+        from.iter().filter(|from| join(from)).count()
+    };
+    // Half of the limit, and no more.
+    assert_eq!(accepted(&mut join, of_host("198.51.100.7", 1..200)), 80);
+    assert_eq!(accepted(&mut join, of_host("198.51.100.9", 1..200)), 0);
+    // Others have 16 each.
+    assert_eq!(accepted(&mut join, of_host("198.51.101.7", 1..200)), 16);
+    assert_eq!(accepted(&mut join, of_host("[2001:db8::7]", 1..200)), 16);
+    let (_, is_limit_reached) = lab.request("[2001:db8::8]:9", 1);
+    assert!(is_limit_reached);
+    let (_, is_limit_reached) = lab.request("[2001:db8:1::8]:9", 1);
+    assert!(!is_limit_reached);
+}
+
+#[test]
 fn groups_beyond_the_limit_and_denied_ones_are_refused() {
     let mut lab = Lab::new(RelayConfig {
         groups_per_gateway: 1,
@@ -423,6 +449,16 @@ fn forged_flood_is_limited_and_members_are_served() {
     );
     lab.request(GATEWAY, 9);
     assert_eq!(lab.relay.gateway_count(), 1);
+    // Requests that others send with its address are not all answered to it.
+    let flags = FlagLayout::Standard;
+    let forged = |nonce| AmtMessage::Request {
+        nonce,
+        is_mld: false,
+        flags,
+    };
+    let answered = (0..10_000).filter(|n| lab.hand(GATEWAY, &forged(*n)).is_ok());
+    let answered = answered.count();
+    assert!((100..=200).contains(&answered), "{answered}");
 }
 
 #[test]

@@ -13,6 +13,7 @@
 
 mod gateway_port;
 mod relay_port;
+mod tunnel_source;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -101,7 +102,7 @@ impl Plane for TunnelPlane {
 
     fn capture(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>> {
         Ok(match self.port(interface)? {
-            TunnelPort::Gateway(port) => Box::new(gateway_port::TunnelSource::new(port)),
+            TunnelPort::Gateway(port) => Box::new(tunnel_source::TunnelSource::new(port)),
             TunnelPort::Relay(_) => Box::new(NothingArrives),
         })
     }

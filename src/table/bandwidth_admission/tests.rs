@@ -67,9 +67,15 @@ fn stream_over_the_limit_is_refused_until_another_ends() {
     assert_eq!((lab.of(1), lab.of(2)), (ADMITTED, REFUSED));
     let usage = lab.admission.admitted_streams().usage();
     assert_eq!((usage.admitted.bits(), usage.refused), (6_000_000, 1));
+    assert_eq!(usage.measured.bits(), 6_000_000);
     lab.set(1, 0);
     lab.run(2_000);
     assert_eq!(lab.of(2), REFUSED, "the first may only have paused");
+    let usage = lab.admission.admitted_streams().usage();
+    assert_eq!(
+        (usage.admitted.bits(), usage.measured.bits()),
+        (6_000_000, 0)
+    );
     lab.run(2_000);
     assert_eq!(lab.of(2), ADMITTED);
 }

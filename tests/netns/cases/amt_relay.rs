@@ -213,7 +213,7 @@ fn many_gateways_take_little_memory(lab: &Lab) {
         lab,
         &topology.rel,
         "[[amt.relay]]\nname = \"tunnels\"\n\
-         limits = { answers = 1000000, answers_per_prefix = 1000000 }\n\
+         limits = { gateways = 100000, answers = 1000000, answers_per_prefix = 1000000 }\n\
          [[proxy]]\nname = \"r\"\nupstream = [\"in\"]\ndownstream = [\"tunnels\"]\n",
     );
     let before = relay.program.rss();

@@ -73,6 +73,21 @@ fn assert_newcomer_waits(lab: &Lab, plane: &str) {
     assert!(log.contains(&logged) || crate::lab::slowness() > 1, "{log}");
     let table = router.run("show interfaces");
     assert!(table.contains("1 refused"), "{table}");
+    let of_limit = |name: &str| {
+        let name = format!("mcastor_bandwidth_{name}");
+        router.metric(&name, &[("iface", "out1")])
+    };
+    eventually("the refused stream in the metrics", 1.0, || {
+        of_limit("refused_streams")
+    });
+    let max = of_limit("limit_bits_per_second");
+    let configured = limit().replace(['"', 'b', 'i', 't'], "");
+    assert_eq!(configured.parse(), Ok(max));
+    eventually("the rate of the first stream", true, || {
+        let [admitted, measured] =
+            ["admitted", "measured"].map(|kind| of_limit(&format!("{kind}_bits_per_second")));
+        (1.0..=max).contains(&admitted) && measured > 0.0
+    });
     let some = wire.to(SECOND).len();
     first.wait_for_more(PER_SECOND / crate::lab::slowness());
     assert_eq!(wire.to(SECOND).len(), some, "none of the refused stream");
@@ -95,6 +110,11 @@ fn assert_newcomer_waits(lab: &Lab, plane: &str) {
     second.wait_for_more(20);
     eventually("its packets", true, || wire.to(SECOND).len() >= before + 20);
     second.finish();
+    router.write_settings(&route("b", "in", "", SECOND, &to, ""));
+    router.run("reload");
+    eventually("no metrics without a limit", 0.0, || {
+        of_limit("limit_bits_per_second")
+    });
 }
 
 fn newcomer_waits_until_the_first_stream_ends(lab: &Lab) {

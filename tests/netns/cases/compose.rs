@@ -14,7 +14,7 @@ use crate::lab::discovery_site::{
 };
 use crate::lab::mnat::{self, Ca, ServerState};
 use crate::lab::{
-    BINARY, Docker, Lab, Ns, TIMEOUT, UdpRx, UdpTx, avahi, eventually, http, wait_until,
+    BINARY, Docker, Lab, Ns, Program, TIMEOUT, UdpRx, UdpTx, avahi, eventually, http, wait_until,
 };
 
 cases!("compose":
@@ -45,6 +45,7 @@ cases!("compose":
     #[Docker] #[Program("docker-compose", "docker-compose")] mnat_example,
     #[Docker] #[Program("docker-compose", "docker-compose")] amt_example_by_name_and_by_address,
     #[Docker] driad_ingest_image_accepts_prototype_arguments,
+    #[Docker] driad_ingest_tunnels_leave_by_the_network_of_amt,
 );
 
 fn in_repository(path: &str) -> PathBuf {
@@ -706,4 +707,64 @@ fn driad_ingest_image_accepts_prototype_arguments(lab: &Lab) {
     // A Relay Discovery: type, three reserved bytes, nonce.
     assert_eq!(received.ok(), Some(8), "{logs}");
     assert_eq!(message[..4], [1, 0, 0, 0], "{logs}");
+}
+
+/// Relays are awaited on the LAN, on an internal network of the engine, and on the LAN as that of a
+/// macvlan. A tunnel that is bound to the bridge of the internal network cannot leave on the LAN.
+fn driad_ingest_tunnels_leave_by_the_network_of_amt(lab: &Lab) {
+    let site = Site::new(lab);
+    let docker = &site.docker;
+    docker.run("network create --internal --subnet 172.31.0.0/24 inner");
+    docker.run("network create --driver macvlan --opt parent=lan0 --subnet 10.0.0.0/24 outer");
+    let joinfile = lab.file("joined.sgs");
+    std::fs::write(&joinfile, "203.0.113.1,232.1.1.1\n").expect("a joinfile");
+    let relay_on = |ns: &Ns, address: &str| {
+        let bind = || std::net::UdpSocket::bind((address, 2268));
+        let relay = ns.enter(bind).expect("port 2268");
+        relay.set_nonblocking(true).expect("a socket");
+        relay
+    };
+    let on_lan = relay_on(&site.lan, "10.0.0.10");
+    let is_queried = |relay: &std::net::UdpSocket| relay.recv(&mut [0; 64]).is_ok();
+    let start = |network: &str, relay: &str| {
+        let mut command = site.host.command(BINARY);
+        command
+            .args(["driad-ingest", "--interface", "lan0", "--amt", network])
+            .arg("--joinfile")
+            .arg(&joinfile)
+            .env("MCASTOR__AMT__GATEWAY__0__RELAY", relay)
+            .env("MCASTOR__HTTP__LISTEN", "off")
+            .env("MCASTOR__DOCKER__SOCKET", docker.socket())
+            .env("MCASTOR__CONTROL__SOCKET", lab.file("ingest.sock"));
+        command
+    };
+    for (network, logged) in [
+        ("bridge", "by the routes of this host"),
+        ("outer", "on lan0"),
+    ] {
+        let mut ingest = Program::start(lab, start(network, "10.0.0.10"));
+        eventually(network, true, || is_queried(&on_lan));
+        let log = ingest.stderr();
+        assert!(log.contains(&format!("tunnels leave {logged}")), "{log}");
+        ingest.stop(libc::SIGTERM, TIMEOUT);
+        while is_queried(&on_lan) {}
+    }
+    // A container on the internal network is a relay; the host reaches no other one through it.
+    docker.run_idle("relay", "--network inner --ip 172.31.0.9");
+    let inside = docker.namespace_of(lab, "relay");
+    let in_container = relay_on(&inside, "0.0.0.0");
+    let relays = "[\"10.0.0.10\", \"172.31.0.9\"]";
+    let mut ingest = Program::start(lab, start("inner", relays));
+    eventually("the relay on the internal network", true, || {
+        is_queried(&in_container)
+    });
+    let log = ingest.stderr();
+    assert!(log.contains("tunnels leave on br-"), "{log}");
+    assert!(!is_queried(&on_lan), "{log}");
+    ingest.stop(libc::SIGTERM, TIMEOUT);
+
+    let refused = start("inne", "10.0.0.10").output().expect("mcastor");
+    let printed = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{printed}");
+    assert!(printed.contains("no network inne; it has "), "{printed}");
 }

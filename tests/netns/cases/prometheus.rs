@@ -136,7 +136,7 @@ fn mnat_settings(lab: &Lab, ca: &Ca) -> String {
 }
 
 /// A relay, and a gateway that joins through it.
-const AMT: &str = "[[amt.relay]]\nname = \"tunnels\"\n\
+const AMT: &str = "[[amt.relay]]\nname = \"tunnels\"\nlimits = { bandwidth = \"1Gbit\" }\n\
     [[amt.gateway]]\nname = \"internet\"\nrelay = \"127.0.0.1\"\n\
     [[proxy]]\nname = \"relayed\"\nupstream = [\"in\"]\ndownstream = [\"tunnels\"]\n\
     [[join]]\ninterface = \"internet\"\nsource = \"10.0.0.10\"\ngroup = \"232.9.9.9\"\n";

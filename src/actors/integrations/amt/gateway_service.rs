@@ -167,7 +167,7 @@ impl GatewayService {
         now: Instant,
         key: &LookupKey,
         found: Option<Result<FoundRelays, ResolverError>>,
-        to_candidates: impl FnOnce(Vec<RelayAddress>) -> Vec<RelayCandidate>,
+        to_candidates: impl FnOnce(Vec<RelayAddress>) -> (Vec<RelayCandidate>, usize),
         context: &RouterContext,
     ) {
         let (result, answer) = match found {
@@ -181,7 +181,11 @@ impl GatewayService {
                     true => "no_relay",
                     false => "found",
                 };
-                let candidates = to_candidates(found.addresses);
+                let (candidates, left_out) = to_candidates(found.addresses);
+                if left_out > 0 {
+                    let metrics = &context.catalog.amt;
+                    metrics.count_discovery(self.name(), key.label(), "limited");
+                }
                 (result, Some((candidates, found.ttl)))
             }
             Some(Err(e)) => {

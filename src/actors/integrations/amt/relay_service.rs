@@ -33,6 +33,10 @@ const ROLE: &str = "relay";
 /// gateways, so changes are collected.
 const PUBLISH_PAUSE: Duration = Duration::from_millis(10);
 
+/// The pause after a publication, in multiples of the time that it took: a gateway that changes its
+/// memberships all the time must not occupy the thread.
+const PAUSE_FACTOR: u32 = 4;
+
 /// Datagrams that a relay received at once.
 pub(super) struct DatagramBatch {
     buffer: Buffer,
@@ -274,7 +278,7 @@ impl RelayService {
         if !self.machine.has_changes() {
             return Vec::new();
         }
-        self.publish_at = now + PUBLISH_PAUSE;
+        let started = Instant::now();
         let mut receivers = AHashMap::clone(&self.port.receivers());
         let changes = self.machine.take_changes();
         for change in &changes {
@@ -284,6 +288,7 @@ impl RelayService {
             };
         }
         self.port.set_receivers(receivers);
+        self.publish_at = now + PUBLISH_PAUSE.max(PAUSE_FACTOR * started.elapsed());
         let changes = changes.into_iter();
         changes
             .map(|change| (change.group, change.filter))
