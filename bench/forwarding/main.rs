@@ -43,8 +43,8 @@ fn main() -> ExitCode {
     let done = match profile {
         Some(target) => profile_scenario(target),
         None if has("--amt") => amt::run(),
-        None if has("--streams") => monitored::run(),
-        None if has("--merge") => merged::run(),
+        None if has("--streams") => monitored::run(has("--quick")),
+        None if has("--merge") => merged::run(has("--quick")),
         None if has("--modes") => sweep::run(&sweep::MODES),
         None if has("--low-rates") => sweep::run(&sweep::LOW_RATES),
         None => measure(has("--quick"), only),

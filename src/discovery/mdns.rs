@@ -5,9 +5,10 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 
+use ahash::AHashSet;
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::rdata::{A, AAAA};
-use hickory_proto::rr::{Name, RData, Record};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use lru::LruCache;
 
 use super::offer::{Property, ServiceOffer};
@@ -96,12 +97,55 @@ fn record_subject(record: &Record) -> Subject {
 const MAX_KNOWN: usize = 4096;
 /// The largest number of services of one host.
 const MAX_SERVICES: usize = 64;
+/// The largest number of services of all hosts. A name has up to 255 bytes.
+const MAX_ALL_SERVICES: usize = 8192;
+/// Longest time for which an instance or host counts as present on a link: the TTL that RFC 6762
+/// section 10 recommends for records without a host name.
+const MAX_PRESENCE: std::time::Duration = std::time::Duration::from_secs(75 * 60);
+
+/// The services of a host.
+#[derive(Debug)]
+struct HostServices {
+    /// Service type and instance.
+    services: Vec<(String, String)>,
+    presence: Presence,
+}
+
+/// The host of an instance.
+#[derive(Debug)]
+struct InstanceHost {
+    host: String,
+    presence: Presence,
+}
+
+/// Whether a record of an instance or host is as old as its TTL.
+#[derive(Debug)]
+struct Presence {
+    until: std::time::Instant,
+    is_over: bool,
+}
+
+impl Presence {
+    fn new(until: std::time::Instant) -> Self {
+        let is_over = false;
+        Self { until, is_over }
+    }
+
+    fn expire(&mut self, now: std::time::Instant) {
+        self.is_over |= self.until <= now;
+    }
+}
 
 /// Which host offers which service, from the SRV records of each link.
+///
+/// What a host offers is remembered for longer than its records last, because the address of a host
+/// may be asked for without its services. Only whether it is present on a link depends on the TTL.
 #[derive(Debug)]
 pub struct ServiceHosts {
-    services: LruCache<(InterfaceId, String), Vec<(String, String)>>,
-    hosts: LruCache<(InterfaceId, String, String), String>,
+    services: LruCache<(InterfaceId, String), HostServices>,
+    /// The number of services of all hosts.
+    all_services: usize,
+    hosts: LruCache<(InterfaceId, String, String), InstanceHost>,
 }
 
 impl Default for ServiceHosts {
@@ -109,6 +153,7 @@ impl Default for ServiceHosts {
         let max = NonZeroUsize::new(MAX_KNOWN).unwrap_or(NonZeroUsize::MIN);
         Self {
             services: LruCache::new(max),
+            all_services: 0,
             hosts: LruCache::new(max),
         }
     }
@@ -116,7 +161,7 @@ impl Default for ServiceHosts {
 
 impl ServiceHosts {
     /// Learns from the SRV records of a response that arrived on a link.
-    pub fn learn(&mut self, link: InterfaceId, message: &MdnsMessage) {
+    pub fn learn(&mut self, now: std::time::Instant, link: InterfaceId, message: &MdnsMessage) {
         let sections = [
             &message.0.answers,
             &message.0.authorities,
@@ -134,15 +179,62 @@ impl ServiceHosts {
             };
             let (service, instance) = (service.to_lowercase(), instance.to_lowercase());
             let host = host.to_lowercase();
-            let services = self
-                .services
-                .get_or_insert_mut((link, host.clone()), Vec::new);
-            let entry = (service.clone(), instance.clone());
-            if !services.contains(&entry) && services.len() < MAX_SERVICES {
-                services.push(entry);
+            // RFC 6762 section 10.1: a TTL of zero ends the record. What the host offered decides
+            // whether its goodbye crosses.
+            if record.ttl == 0 {
+                let key = (link, service, instance);
+                if let Some(known) = self.hosts.peek_mut(&key) {
+                    known.presence.is_over = true;
+                }
+                continue;
             }
+            let ttl = std::time::Duration::from_secs(record.ttl.into()).min(MAX_PRESENCE);
+            let until = now + ttl;
+            self.add(
+                (link, host.clone()),
+                (service.clone(), instance.clone()),
+                until,
+            );
+            let presence = Presence::new(until);
+            let host = InstanceHost { host, presence };
             self.hosts.put((link, service, instance), host);
         }
+    }
+
+    fn add(
+        &mut self,
+        host: (InterfaceId, String),
+        service: (String, String),
+        until: std::time::Instant,
+    ) {
+        let is_full = self.services.len() == self.services.cap().get();
+        if is_full && !self.services.contains(&host) {
+            self.forget_oldest_host();
+        }
+        let known = self.services.get_or_insert_mut(host, || HostServices {
+            services: Vec::new(),
+            presence: Presence::new(until),
+        });
+        known.presence = Presence::new(until.max(known.presence.until));
+        if !known.services.contains(&service) && known.services.len() < MAX_SERVICES {
+            known.services.push(service);
+            self.all_services += 1;
+        }
+        while self.all_services > MAX_ALL_SERVICES {
+            self.forget_oldest_host();
+        }
+    }
+
+    fn forget_oldest_host(&mut self) {
+        let oldest = self.services.pop_lru();
+        self.all_services -= oldest.map_or(0, |(_, known)| known.services.len());
+    }
+
+    /// Notes that hosts and instances are no longer present whose records have expired.
+    pub fn expire(&mut self, now: std::time::Instant) {
+        let services = self.services.iter_mut().map(|(_, s)| &mut s.presence);
+        let hosts = self.hosts.iter_mut().map(|(_, h)| &mut h.presence);
+        services.chain(hosts).for_each(|p| p.expire(now));
     }
 
     /// Returns whether a question is about an instance or host that is known on `link` and not on
@@ -150,9 +242,15 @@ impl ServiceHosts {
     fn is_only_on(&self, link: InterfaceId, other: InterfaceId, query: &Query) -> bool {
         let is_on = |link| match subject(query.name()) {
             Subject::Service(service, Some(instance)) => {
-                self.host(link, &service, &instance).is_some()
+                let key = (link, service.to_lowercase(), instance.to_lowercase());
+                self.hosts.peek(&key).is_some_and(|h| !h.presence.is_over)
             }
-            Subject::Host(host) => !self.services(link, &host).is_empty(),
+            Subject::Host(host) => {
+                let key = (link, host.to_lowercase());
+                self.services
+                    .peek(&key)
+                    .is_some_and(|s| !s.presence.is_over)
+            }
             _ => false,
         };
         is_on(link) && !is_on(other)
@@ -160,12 +258,12 @@ impl ServiceHosts {
 
     fn services(&self, link: InterfaceId, host: &str) -> &[(String, String)] {
         let services = self.services.peek(&(link, host.to_lowercase()));
-        services.map_or(&[], Vec::as_slice)
+        services.map_or(&[], |known| &known.services)
     }
 
     fn host(&self, link: InterfaceId, service: &str, instance: &str) -> Option<&str> {
         let key = (link, service.to_lowercase(), instance.to_lowercase());
-        self.hosts.peek(&key).map(String::as_str)
+        self.hosts.peek(&key).map(|host| host.host.as_str())
     }
 }
 
@@ -248,9 +346,39 @@ impl MdnsMessage {
     /// of a response.
     pub fn item_keys(&self) -> Vec<ItemKey> {
         match self.is_response() {
-            false => self.0.queries.iter().map(question_key).collect(),
+            false => {
+                let has_known = !self.0.answers.is_empty();
+                let queries = self.0.queries.iter();
+                queries.map(|query| query_key(query, has_known)).collect()
+            }
             true => self.records().map(record_key).collect(),
         }
+    }
+
+    /// Returns the keys of the questions that ask for a unicast answer, without known answers.
+    pub fn unicast_questions(&self) -> impl Iterator<Item = ItemKey> {
+        let queries = self.0.queries.iter();
+        let queries = queries.filter(|query| query.mdns_unicast_response);
+        queries.map(|query| query_key(query, false))
+    }
+
+    /// Returns the keys of the answers that the asker of a query knows (RFC 6762 section 7.1).
+    pub fn known_answers(&self) -> impl Iterator<Item = ItemKey> {
+        self.0.answers.iter().map(record_key)
+    }
+
+    /// Returns the keys of the questions that the records of a response answer.
+    pub fn answered_questions(&self) -> Vec<ItemKey> {
+        let keys = |record: &Record| {
+            [record.record_type(), RecordType::ANY].map(|kind| question_key(&record.name, kind))
+        };
+        self.records().flat_map(keys).collect()
+    }
+
+    /// Returns whether a response has an answer that is not known.
+    pub fn has_answer_beyond(&self, known: &AHashSet<ItemKey>) -> bool {
+        let mut answers = self.0.answers.iter();
+        answers.any(|record| !known.contains(&record_key(record)))
     }
 
     fn records(&self) -> impl Iterator<Item = &Record> {
@@ -262,11 +390,12 @@ impl MdnsMessage {
     /// sent.
     pub fn remove_items(&mut self, mut is_removed: impl FnMut(&ItemKey) -> bool) -> bool {
         let is_response = self.is_response();
+        let has_known = !self.0.answers.is_empty();
         let message = &mut self.0;
         match is_response {
             false => message
                 .queries
-                .retain(|query| !is_removed(&question_key(query))),
+                .retain(|query| !is_removed(&query_key(query, has_known))),
             true => {
                 let sections = [
                     &mut message.answers,
@@ -356,21 +485,42 @@ pub struct ItemKey {
     kind: u16,
     /// The data of a record, and whether it is a goodbye (RFC 6762 section 10.1).
     data: Option<(String, bool)>,
+    /// Whether a question has known answers, so that devices may leave it unanswered.
+    has_known_answers: bool,
 }
 
-fn question_key(query: &Query) -> ItemKey {
+impl ItemKey {
+    /// Returns the key of the same question without known answers, if it has some. A question is a
+    /// repetition of one that asks for more, and not of one that asks for less (RFC 6762 section
+    /// 7.3).
+    pub fn without_known_answers(&self) -> Option<Self> {
+        self.has_known_answers.then(|| Self {
+            has_known_answers: false,
+            ..self.clone()
+        })
+    }
+}
+
+fn question_key(name: &Name, kind: RecordType) -> ItemKey {
     ItemKey {
-        name: query.name().to_ascii().to_lowercase(),
-        kind: query.query_type().into(),
+        name: name.to_ascii().to_lowercase(),
+        kind: kind.into(),
         data: None,
+        has_known_answers: false,
+    }
+}
+
+fn query_key(query: &Query, has_known_answers: bool) -> ItemKey {
+    ItemKey {
+        has_known_answers,
+        ..question_key(query.name(), query.query_type())
     }
 }
 
 fn record_key(record: &Record) -> ItemKey {
     ItemKey {
-        name: record.name.to_ascii().to_lowercase(),
-        kind: record.record_type().into(),
         data: Some((record.data.to_string(), record.ttl == 0)),
+        ..question_key(&record.name, record.record_type())
     }
 }
 

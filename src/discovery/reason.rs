@@ -13,7 +13,7 @@ reason_enum! {
     Repeated = "repeated",
     /// The asker's own link has the instance or host that it asks for.
     OnOwnLink = "on_own_link",
-    /// More messages than `limits.messages_per_second` were to leave on the link.
+    /// More messages than `limits.messages_per_second` were to leave, or too many arrived.
     RateLimit = "rate_limit",
     /// The asker has as many open questions as `limits.questions_per_asker`.
     AskerLimit = "asker_limit",

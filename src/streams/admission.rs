@@ -69,10 +69,15 @@ impl MonitorAdmission {
         self.left_out.remove(key);
     }
 
-    /// Begins the next period. `is_full` is whether the limit is reached.
-    pub fn next_period(&mut self, is_full: bool) {
+    /// Returns whether a stream was left out in this period.
+    pub fn has_left_out(&self) -> bool {
         let is_left_out = |stream: &LeftOut| stream.last_period == self.period;
-        self.is_limited = is_full || self.left_out.values().any(is_left_out);
+        self.left_out.values().any(is_left_out)
+    }
+
+    /// Begins the next period. `is_limited` is whether streams are left out, on any ingress.
+    pub fn next_period(&mut self, is_limited: bool) {
+        self.is_limited = is_limited;
         // A flood must not displace others for longer than a period.
         let remembered = match self.left_out.len() < MAX_LEFT_OUT {
             true => REMEMBERED_PERIODS,
@@ -81,7 +86,7 @@ impl MonitorAdmission {
         let oldest = self.period.saturating_sub(remembered);
         self.left_out
             .retain(|_, stream| stream.last_period >= oldest);
-        if !self.is_limited {
+        if !is_limited {
             self.left_out.clear();
         }
         self.period += 1;
@@ -112,8 +117,10 @@ mod tests {
     fn stream_begins_in_the_period_after_it_was_left_out() {
         let mut admission = MonitorAdmission::default();
         assert!(admission.permits(&key(1)));
+        assert!(!admission.has_left_out());
         assert!(admission.leave_out(key(1)));
         assert!(!admission.leave_out(key(1)), "it is counted once");
+        assert!(admission.has_left_out());
         assert!(!admission.permits(&key(1)));
         admission.next_period(true);
         assert!(admission.permits(&key(1)));

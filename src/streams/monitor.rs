@@ -158,11 +158,14 @@ impl StreamMonitor {
         }
     }
 
-    /// Ends streams that had no packet for `idle_ms`, and those that are not `wanted` any more. At
-    /// the limit, streams that have not lasted end earlier. Called once a second.
+    /// Ends streams that had no packet for `idle_ms`, and those that are not `wanted` any more. While
+    /// streams are left out, those that have not lasted end earlier. Called once a second.
     pub fn expire(&mut self, now_ms: u64, idle_ms: u64, wanted: impl Fn(&FlowKey) -> bool) {
-        let is_full = self.registry.live() >= self.registry.limit();
-        self.admission.next_period(is_full);
+        if self.admission.has_left_out() {
+            self.registry.note_left_out(now_ms);
+        }
+        let is_limited = self.registry.leaves_out(now_ms);
+        self.admission.next_period(is_limited);
         let is_idle = |stream: &MonitoredStream| {
             let lasted_ms = stream.seen_ms.saturating_sub(stream.began_ms);
             let limit_ms = self.admission.idle_limit_ms(lasted_ms, idle_ms);
@@ -263,6 +266,24 @@ mod tests {
             now_ms,
         };
         monitor.observe(key(source), (MonitorKind::Rate, None), packet);
+    }
+
+    #[test]
+    fn streams_at_the_limit_end_early_only_for_others() {
+        let registry = Arc::new(Registry::default());
+        registry.set_limit(LIMIT);
+        let monitor = || StreamMonitor::new(registry.clone());
+        let (mut full, mut other) = (monitor(), monitor());
+        (0..LIMIT as u32).for_each(|source| send(&mut full, source, 1000));
+        full.expire(5000, 300_000, |_| true);
+        assert_eq!(full.streams.len(), LIMIT);
+        // A stream of another ingress needs a place.
+        send(&mut other, 9999, 5500);
+        other.expire(6000, 300_000, |_| true);
+        full.expire(6500, 300_000, |_| true);
+        assert!(full.is_empty());
+        send(&mut other, 9999, 6600);
+        assert!(other.contains(&key(9999)));
     }
 
     /// A host sends single packets from 1,000 forged sources a second. A stream that began before,

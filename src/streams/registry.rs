@@ -35,6 +35,8 @@ pub struct Registry {
     next: AtomicU64,
     live: Mutex<AHashMap<StreamId, Method>>,
     left_out: AtomicU64,
+    /// When a stream was left out last, by the clock of the flows; 0: never.
+    left_out_ms: AtomicU64,
     ingress: Publications<IngressReport>,
     egress: Publications<EgressReport>,
 }
@@ -46,11 +48,15 @@ impl Default for Registry {
             next: AtomicU64::new(1),
             live: Mutex::default(),
             left_out: AtomicU64::new(0),
+            left_out_ms: AtomicU64::new(0),
             ingress: Mutex::default(),
             egress: Mutex::default(),
         }
     }
 }
+
+/// For this time after a stream was left out, others make room. Each ingress looks once a second.
+const LEFT_OUT_MS: u64 = 2000;
 
 /// The number of streams that are monitored, unless the settings say otherwise.
 pub const DEFAULT_LIMIT: usize = 1000;
@@ -121,6 +127,17 @@ impl Registry {
     /// Counts a stream that is not monitored because of the limit.
     pub(super) fn count_left_out(&self) {
         self.left_out.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that streams of an ingress are left out.
+    pub(super) fn note_left_out(&self, now_ms: u64) {
+        self.left_out_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// Returns whether streams of any ingress are left out.
+    pub(super) fn leaves_out(&self, now_ms: u64) -> bool {
+        let last_ms = self.left_out_ms.load(Ordering::Relaxed);
+        last_ms > 0 && now_ms.saturating_sub(last_ms) <= LEFT_OUT_MS
     }
 
     /// Returns how many streams were left out since the last call.

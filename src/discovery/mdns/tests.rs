@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use hickory_proto::rr::rdata::{PTR, SRV, TXT};
 use proptest::prelude::*;
@@ -78,7 +79,7 @@ fn answer_leaves_with_its_allowed_records() {
     let bytes = response().to_vec().unwrap();
     let message = MdnsMessage::parse(&bytes).unwrap();
     let mut hosts = ServiceHosts::default();
-    hosts.learn(id(), &message);
+    hosts.learn(Instant::now(), id(), &message);
     let filtered = message.filter(
         &Only(&["_http._tcp"]),
         None,
@@ -172,10 +173,64 @@ fn question_about_the_own_link_does_not_cross() {
         filtered.message.map_or(0, |m| m.0.queries.len())
     };
     assert_eq!(count(&hosts), 2);
-    hosts.learn(id(), &MdnsMessage(response()));
+    hosts.learn(Instant::now(), id(), &MdnsMessage(response()));
     assert_eq!(count(&hosts), 0);
-    hosts.learn(other(), &MdnsMessage(response()));
+    hosts.learn(Instant::now(), other(), &MdnsMessage(response()));
     assert_eq!(count(&hosts), 2);
+}
+
+/// An instance may have moved to the other link, and its announcements may be lost.
+#[test]
+fn question_crosses_when_the_records_of_the_own_link_have_expired() {
+    let now = Instant::now();
+    let seconds = |n| now + Duration::from_secs(n);
+    let mut query = Message::new(0, MessageType::Query, OpCode::Query);
+    for text in ["Box._http._tcp.local.", "web.local."] {
+        query.add_query(Query::query(name(text), hickory_proto::rr::RecordType::ANY));
+    }
+    let query = MdnsMessage::parse(&query.to_vec().unwrap()).unwrap();
+    let count = |hosts: &ServiceHosts| {
+        let gate = Only(&["_http._tcp"]);
+        let filtered = query.filter(&gate, None, (hosts, id(), other()), |_| false);
+        filtered.message.map_or(0, |m| m.0.queries.len())
+    };
+    let mut hosts = ServiceHosts::default();
+    hosts.learn(now, id(), &MdnsMessage(response()));
+    hosts.expire(seconds(119));
+    assert_eq!(count(&hosts), 0);
+    hosts.expire(seconds(120));
+    assert_eq!(count(&hosts), 2);
+    // What the host offers still decides about its address.
+    assert_eq!(hosts.services(id(), "web").len(), 1);
+    hosts.learn(seconds(121), id(), &MdnsMessage(response()));
+    assert_eq!(count(&hosts), 0);
+    let mut goodbye = response();
+    let records = goodbye.answers.iter_mut().chain(&mut goodbye.additionals);
+    records.for_each(|record| record.ttl = 0);
+    hosts.learn(seconds(122), id(), &MdnsMessage(goodbye));
+    assert_eq!(count(&hosts), 1, "the instance");
+}
+
+/// One station can name any number of hosts and services.
+#[test]
+fn services_of_all_hosts_are_limited() {
+    let mut hosts = ServiceHosts::default();
+    for host in 0..5000 {
+        let mut message = Message::response(0, OpCode::Query);
+        let services = if host < 200 { 70 } else { 1 };
+        for n in 0..services {
+            let srv = SRV::new(0, 0, 80, name(&format!("host-{host}.local.")));
+            let instance = name(&format!("i{n}-{host}._http._tcp.local."));
+            let record = Record::from_rdata(instance, 120, RData::SRV(srv));
+            message.answers.push(record);
+        }
+        hosts.learn(Instant::now(), id(), &MdnsMessage(message));
+        let all: usize = hosts.services.iter().map(|(_, s)| s.services.len()).sum();
+        assert_eq!(all, hosts.all_services);
+        assert!(all <= MAX_ALL_SERVICES && hosts.services.len() <= MAX_KNOWN);
+    }
+    assert_eq!(hosts.services(id(), "host-4999").len(), 1);
+    assert_eq!(hosts.services.len(), MAX_KNOWN);
 }
 
 #[test]
@@ -212,7 +267,7 @@ proptest! {
         packet.truncate(len - cut % 40);
         if let Some(message) = MdnsMessage::parse(&packet) {
             let mut hosts = ServiceHosts::default();
-            hosts.learn(id(), &message);
+            hosts.learn(Instant::now(), id(), &message);
             struct All;
             impl RecordGate for All {
                 fn check_offer(&self, _: &ServiceOffer<'_>) -> Result<(), WithheldReason> { Ok(()) }

@@ -1,7 +1,7 @@
 //! Several datagrams in one GSO packet (`UDP_SEGMENT`). Whether mcastor or a kernel segments the
 //! packet, receivers get the datagrams that were sent.
 
-use super::{cases, route};
+use super::{PACKET_PLANE, cases, route};
 use crate::lab::harness::describes_udp_gso;
 use crate::lab::tun::Tun;
 use crate::lab::{Capture, IpPacket, Lab, Ns, Router, Star, UdpRx, UdpTx, eventually};
@@ -53,7 +53,9 @@ fn count_unsegmented(capture: &Capture, group: &str) -> usize {
 
 /// Turns off segmentation and checksum offload, so that the kernel does both in software.
 pub(super) fn without_offload(ns: &Ns, iface: &str) {
-    let done = ns.output("ethtool", &["-K", iface, "tx", "off"]);
+    // Before Linux 6.12, segmentation of UDP stays on without checksums.
+    let features = ["-K", iface, "tx", "off", "tx-udp-segmentation", "off"];
+    let done = ns.output("ethtool", &features);
     assert!(done.status.success(), "{done:?}");
     let all = ns.output("ethtool", &["-k", iface]);
     let all = String::from_utf8_lossy(&all.stdout).into_owned();
@@ -475,7 +477,8 @@ fn plain_and_gso_packets_keep_their_order(lab: &Lab) {
 fn gso_packets_are_forwarded_or_counted(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let rules = route("r", "in", "", GROUP_V4.0, &["out1"], "");
-    let router = Router::start(lab, &star.rtr, &rules);
+    // The kernel forwards them on all versions.
+    let router = Router::start(lab, &star.rtr, &(PACKET_PLANE.to_owned() + &rules));
     let (plain, gso) = (
         UdpTx::new(&star.src, "eth0", GROUP_V4.1),
         sender(&star, GROUP_V4.1, 100),

@@ -16,6 +16,7 @@ mod compose;
 mod containers_soak;
 mod control;
 mod discovery;
+mod discovery_docker;
 mod discovery_programs;
 mod discovery_recipes;
 mod discovery_scale;
@@ -149,6 +150,7 @@ pub fn all() -> Vec<Case> {
         prometheus::cases(),
         discovery::cases(),
         merge::cases(),
+        discovery_docker::cases(),
         discovery_programs::cases(),
         discovery_recipes::cases(),
         discovery_scale::cases(),

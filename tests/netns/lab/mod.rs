@@ -28,6 +28,7 @@ pub mod pcap;
 pub mod program;
 pub mod proxy;
 pub mod random;
+pub mod recipe_site;
 pub mod router;
 pub mod smcroute;
 pub mod star;
