@@ -47,8 +47,9 @@ for target in "$@"; do
 
   SOURCE_DATE_EPOCH=$epoch cargo cyclonedx --quiet --format json --spec-version 1.5 --target "$target" \
     --override-filename "$name.cdx"
-  # Without the folder of this build.
-  sed "s|path+file://$PWD#||g" "$name.cdx.json" > "$out/$name.cdx.json"
+  # Without the folder of this build, and with the scripts of the page.
+  sed --in-place "s|path+file://$PWD#||g" "$name.cdx.json"
+  python3 image/sbom.py "$name.cdx.json" "$out/$name.cdx.json"
   rm "$name.cdx.json"
 done
 (cd "$out" && sha256sum -- * > SHA256SUMS && cat SHA256SUMS)

@@ -3,8 +3,11 @@
 
 mod amt;
 mod lab;
+mod merged;
 mod message_passing;
 mod meter;
+mod monitored;
+mod numbered;
 mod peer;
 mod plan;
 mod reasons;
@@ -40,6 +43,8 @@ fn main() -> ExitCode {
     let done = match profile {
         Some(target) => profile_scenario(target),
         None if has("--amt") => amt::run(),
+        None if has("--streams") => monitored::run(has("--quick")),
+        None if has("--merge") => merged::run(has("--quick")),
         None if has("--modes") => sweep::run(&sweep::MODES),
         None if has("--low-rates") => sweep::run(&sweep::LOW_RATES),
         None => measure(has("--quick"), only),

@@ -286,8 +286,16 @@ pub fn start_with(
     spawn(lab, command, dir)
 }
 
+/// The program under test.
+pub const MCASTOR: &str = env!("CARGO_BIN_EXE_mcastor");
+
 /// Starts mcastor with the packet plane and these tables of settings, without waiting for it.
 pub fn start_mcastor(lab: &Lab, tables: &str) -> Outcome<RunningRouter> {
+    start_program(lab, MCASTOR, tables)
+}
+
+/// As [`start_mcastor`], with another build.
+pub fn start_program(lab: &Lab, program: &str, tables: &str) -> Outcome<RunningRouter> {
     let dir = tempfile::Builder::new().prefix("mcastor-bench").tempdir()?;
     let config = dir.path().join("mcastor.toml");
     let socket = dir.path().join("control.sock");
@@ -299,8 +307,7 @@ pub fn start_mcastor(lab: &Lab, tables: &str) -> Outcome<RunningRouter> {
     fs::write(&config, text)?;
     let mut command = Command::new("nice");
     command.args(["-n", NICE, "taskset", "-c", &ROUTER_CORE.to_string()]);
-    command.arg(env!("CARGO_BIN_EXE_mcastor"));
-    command.arg("run").arg("--config").arg(config);
+    command.args([program, "run", "--config"]).arg(config);
     spawn(lab, command, dir)
 }
 

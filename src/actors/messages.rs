@@ -21,6 +21,8 @@
 //!   discovery <---- DiscoveryLinks ----- routing
 //!             ----- DiscoveryStarted --> routing
 //!
+//!   streams --- SendAlerts ---> webhook
+//!
 //!   mnat ------ MnatRoutesChanged, ReportMembers
 //!        <----- MembersChanged, RoutesRefused, RetryRefused --- routing
 //!
@@ -41,7 +43,7 @@
 //! ```
 //!
 //! Except for [`QueryDrops`], each message type has one receiver. Except for [`Transmit`],
-//! [`MembershipMessages`] and [`HostMessages`], messages are as rare as changes of the
+//! [`MembershipMessages`], [`HostMessages`] and [`SendAlerts`], messages are as rare as changes of the
 //! configuration, the interfaces and the memberships. So they are sent with `do_send`, which
 //! ignores the mailbox limit: a lost one would leave two actors with different views.
 
@@ -63,6 +65,7 @@ use crate::membership::{GroupStatus, Protocol, QuerierStatus};
 use crate::mnat::{Channel, Config, MappingReport, RouteStep};
 use crate::model::{
     Aliases, Group, IfName, InterfaceId, Links, PlaneName, ProxyRule, RouteName, SourceFilter,
+    Webhook,
 };
 use crate::pipeline::{CaptureHandle, CapturePosition, Messages, SharedBatch, Slot};
 use crate::sys::datagram::DatagramSocket;
@@ -556,6 +559,16 @@ pub struct RoutingTables {
     pub fib: Arc<Fib>,
     /// The names of the container engine.
     pub aliases: Arc<Aliases>,
+}
+
+/// Streams to webhook: a request with alerts. It is dropped when too many wait.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct SendAlerts {
+    /// Where the request is sent.
+    pub webhook: Webhook,
+    /// The alerts in JSON.
+    pub body: String,
 }
 
 /// Frontend to joins: the memberships of this host.

@@ -18,6 +18,7 @@ use crate::actors::integrations::discovery::{self, DiscoveryActor};
 use crate::actors::integrations::docker::DockerWatch;
 use crate::actors::integrations::mnat::{self, Mnat};
 use crate::actors::integrations::streams::{self, Streams};
+use crate::actors::integrations::webhook::{self, WebhookSender};
 use crate::actors::supervision::ActorRole;
 use crate::frontend::http::{HttpConfig, HttpServerActor};
 use crate::sys::confinement::FileAccess::{self, ReadProc};
@@ -35,6 +36,7 @@ pub fn children(http: Option<HttpConfig>, links: LinkSource) -> Vec<ChildSpec> {
         ChildSpec::on_own_thread(amt::ACTOR_NAME, FileAccess::None, Always, AfterForwarding, Amt::from_settings),
         ChildSpec::on_own_thread(discovery::ACTOR_NAME, FileAccess::None, Always, BeforeForwarding, DiscoveryActor::from_settings),
         ChildSpec::on_own_thread(streams::ACTOR_NAME, FileAccess::None, Always, WithProcess, |s| Some(Streams::new(s.context(), s.death_guard()))),
+        ChildSpec::new(webhook::ACTOR_NAME, Always, WithProcess, |s| Some(WebhookSender::new(s.context(), s.death_guard()))),
         ChildSpec::on_own_thread("docker", FileAccess::None, Always, WithProcess, |s| Some(DockerWatch::new(s.context(), s.death_guard()))),
     ]
 }

@@ -4,10 +4,12 @@
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
 
+use ahash::AHashSet;
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::rdata::{A, AAAA};
-use hickory_proto::rr::{Name, RData, Record};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use lru::LruCache;
 
 use super::offer::{Property, ServiceOffer};
@@ -100,7 +102,7 @@ const MAX_SERVICES: usize = 64;
 const MAX_ALL_SERVICES: usize = 8192;
 /// Longest time for which an instance or host counts as present on a link: the TTL that RFC 6762
 /// section 10 recommends for records without a host name.
-const MAX_PRESENCE: std::time::Duration = std::time::Duration::from_secs(75 * 60);
+const MAX_PRESENCE: Duration = Duration::from_secs(75 * 60);
 
 /// The services of a host.
 #[derive(Debug)]
@@ -120,17 +122,17 @@ struct InstanceHost {
 /// Whether a record of an instance or host is as old as its TTL.
 #[derive(Debug)]
 struct Presence {
-    until: std::time::Instant,
+    until: Instant,
     is_over: bool,
 }
 
 impl Presence {
-    fn new(until: std::time::Instant) -> Self {
+    fn new(until: Instant) -> Self {
         let is_over = false;
         Self { until, is_over }
     }
 
-    fn expire(&mut self, now: std::time::Instant) {
+    fn expire(&mut self, now: Instant) {
         self.is_over |= self.until <= now;
     }
 }
@@ -160,7 +162,7 @@ impl Default for ServiceHosts {
 
 impl ServiceHosts {
     /// Learns from the SRV records of a response that arrived on a link.
-    pub fn learn(&mut self, now: std::time::Instant, link: InterfaceId, message: &MdnsMessage) {
+    pub fn learn(&mut self, now: Instant, link: InterfaceId, message: &MdnsMessage) {
         let sections = [
             &message.0.answers,
             &message.0.authorities,
@@ -187,7 +189,7 @@ impl ServiceHosts {
                 }
                 continue;
             }
-            let ttl = std::time::Duration::from_secs(record.ttl.into()).min(MAX_PRESENCE);
+            let ttl = Duration::from_secs(record.ttl.into()).min(MAX_PRESENCE);
             let until = now + ttl;
             self.add(
                 (link, host.clone()),
@@ -200,12 +202,7 @@ impl ServiceHosts {
         }
     }
 
-    fn add(
-        &mut self,
-        host: (InterfaceId, String),
-        service: (String, String),
-        until: std::time::Instant,
-    ) {
+    fn add(&mut self, host: (InterfaceId, String), service: (String, String), until: Instant) {
         let is_full = self.services.len() == self.services.cap().get();
         if is_full && !self.services.contains(&host) {
             self.forget_oldest_host();
@@ -230,7 +227,7 @@ impl ServiceHosts {
     }
 
     /// Notes that hosts and instances are no longer present whose records have expired.
-    pub fn expire(&mut self, now: std::time::Instant) {
+    pub fn expire(&mut self, now: Instant) {
         let services = self.services.iter_mut().map(|(_, s)| &mut s.presence);
         let hosts = self.hosts.iter_mut().map(|(_, h)| &mut h.presence);
         services.chain(hosts).for_each(|p| p.expire(now));
@@ -345,9 +342,39 @@ impl MdnsMessage {
     /// of a response.
     pub fn item_keys(&self) -> Vec<ItemKey> {
         match self.is_response() {
-            false => self.0.queries.iter().map(question_key).collect(),
+            false => {
+                let has_known = !self.0.answers.is_empty();
+                let queries = self.0.queries.iter();
+                queries.map(|query| query_key(query, has_known)).collect()
+            }
             true => self.records().map(record_key).collect(),
         }
+    }
+
+    /// Returns the keys of the questions that ask for a unicast answer, without known answers.
+    pub fn unicast_questions(&self) -> impl Iterator<Item = ItemKey> {
+        let queries = self.0.queries.iter();
+        let queries = queries.filter(|query| query.mdns_unicast_response);
+        queries.map(|query| query_key(query, false))
+    }
+
+    /// Returns the keys of the answers that the asker of a query knows (RFC 6762 section 7.1).
+    pub fn known_answers(&self) -> impl Iterator<Item = ItemKey> {
+        self.0.answers.iter().map(record_key)
+    }
+
+    /// Returns the keys of the questions that the records of a response answer.
+    pub fn answered_questions(&self) -> Vec<ItemKey> {
+        let keys = |record: &Record| {
+            [record.record_type(), RecordType::ANY].map(|kind| question_key(&record.name, kind))
+        };
+        self.records().flat_map(keys).collect()
+    }
+
+    /// Returns whether a response has an answer that is not known.
+    pub fn has_answer_beyond(&self, known: &AHashSet<ItemKey>) -> bool {
+        let mut answers = self.0.answers.iter();
+        answers.any(|record| !known.contains(&record_key(record)))
     }
 
     fn records(&self) -> impl Iterator<Item = &Record> {
@@ -359,11 +386,12 @@ impl MdnsMessage {
     /// sent.
     pub fn remove_items(&mut self, mut is_removed: impl FnMut(&ItemKey) -> bool) -> bool {
         let is_response = self.is_response();
+        let has_known = !self.0.answers.is_empty();
         let message = &mut self.0;
         match is_response {
             false => message
                 .queries
-                .retain(|query| !is_removed(&question_key(query))),
+                .retain(|query| !is_removed(&query_key(query, has_known))),
             true => {
                 let sections = [
                     &mut message.answers,
@@ -453,21 +481,42 @@ pub struct ItemKey {
     kind: u16,
     /// The data of a record, and whether it is a goodbye (RFC 6762 section 10.1).
     data: Option<(String, bool)>,
+    /// Whether a question has known answers, so that devices may leave it unanswered.
+    has_known_answers: bool,
 }
 
-fn question_key(query: &Query) -> ItemKey {
+impl ItemKey {
+    /// Returns the key of the same question without known answers, if it has some. A question is a
+    /// repetition of one that asks for more, and not of one that asks for less (RFC 6762 section
+    /// 7.3).
+    pub fn without_known_answers(&self) -> Option<Self> {
+        self.has_known_answers.then(|| Self {
+            has_known_answers: false,
+            ..self.clone()
+        })
+    }
+}
+
+fn question_key(name: &Name, kind: RecordType) -> ItemKey {
     ItemKey {
-        name: query.name().to_ascii().to_lowercase(),
-        kind: query.query_type().into(),
+        name: name.to_ascii().to_lowercase(),
+        kind: kind.into(),
         data: None,
+        has_known_answers: false,
+    }
+}
+
+fn query_key(query: &Query, has_known_answers: bool) -> ItemKey {
+    ItemKey {
+        has_known_answers,
+        ..question_key(query.name(), query.query_type())
     }
 }
 
 fn record_key(record: &Record) -> ItemKey {
     ItemKey {
-        name: record.name.to_ascii().to_lowercase(),
-        kind: record.record_type().into(),
         data: Some((record.data.to_string(), record.ttl == 0)),
+        ..question_key(&record.name, record.record_type())
     }
 }
 

@@ -7,7 +7,8 @@
 //!
 //! ```text
 //! protocol, reason ▷ ssdp, ws_discovery, knx, offer ▷ config ▷ link_table ▷ mdns ▷ gate ▷ message
-//!     ▷ askers, repeats, observed, rule_table ▷ relayed_message ▷ decision_log ▷ relay
+//!     ▷ askers, repeats, recent_responses, work_limit, observed, rule_table ▷ relayed_message
+//!     ▷ decision_log ▷ relay
 //! ```
 
 pub mod askers;
@@ -22,6 +23,7 @@ pub mod observed;
 pub mod offer;
 pub mod protocol;
 pub mod reason;
+pub mod recent_responses;
 pub mod relay;
 pub mod relayed_message;
 pub mod repeats;

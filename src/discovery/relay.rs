@@ -15,6 +15,7 @@ use super::message::{MessageContent, MessageKind};
 use super::observed::ObservedOffers;
 use super::protocol::{DiscoveryProtocol, Transport};
 use super::reason::WithheldReason;
+use super::recent_responses::RecentResponses;
 use super::relayed_message::{DiscoveryMessage, OutgoingMessage, WithheldMessage};
 use super::repeats::{LinkRates, RepeatGuard};
 use super::rule_table::RuleTable;
@@ -36,6 +37,7 @@ pub struct DiscoveryRelay {
     askers: AskerTable,
     repeats: RepeatGuard,
     rates: LinkRates,
+    recent: RecentResponses,
     hosts: ServiceHosts,
     log: DecisionLog,
     work: WorkLimit,
@@ -50,6 +52,7 @@ impl DiscoveryRelay {
             askers: AskerTable::default(),
             repeats: RepeatGuard::default(),
             rates: LinkRates::default(),
+            recent: RecentResponses::default(),
             hosts: ServiceHosts::default(),
             log: DecisionLog::new(limit.unwrap_or(0)),
             work: WorkLimit::default(),
@@ -99,12 +102,14 @@ impl DiscoveryRelay {
         });
         self.rates.retain(|link| links.contains_key(&link));
         self.work.retain(|link| links.contains_key(&link));
+        self.recent.clear();
     }
 
     /// Closes questions whose time is over, and forgets old offers.
     pub fn expire(&mut self, now: Instant, ports: &mut dyn Ports) {
         self.hosts.expire(now);
         self.askers.expire(now, ports);
+        self.recent.expire(now);
         let links = self.table.links();
         self.log.expire(now, |link| links.contains_key(&link));
     }
@@ -440,13 +445,51 @@ impl DiscoveryRelay {
         if !is_legacy {
             for key in message.item_keys() {
                 let item = self.repeats.hash((protocol, rule, &key));
-                self.repeats.is_repeated(now, received.link, item);
+                self.repeats.note_seen(now, received.link, item);
+            }
+        }
+        if is_question && !is_legacy {
+            for answer in self.recent_answers(now, rule, &message, received) {
+                self.push(now, answer, (protocol, "answer"), out);
             }
         }
         for egress in self.table.ways(rule, received.link, is_question) {
             let sent = self.cross(now, rule, &message, received, egress, ports);
             self.push(now, sent, (protocol, kind), out);
         }
+    }
+
+    /// Returns what was relayed to the link of an asker a moment ago, for its questions that ask for
+    /// unicast answers.
+    fn recent_answers(
+        &self,
+        now: Instant,
+        rule: usize,
+        message: &MdnsMessage,
+        received: &DiscoveryMessage<'_>,
+    ) -> Vec<Result<OutgoingMessage, WithheldReason>> {
+        let protocol = DiscoveryProtocol::Mdns;
+        let destination = received.datagram.source;
+        let source = self.table.source_for(received.link, destination.ip());
+        let link = self.table.links().get(&received.link);
+        // RFC 6762 section 11: only hosts of the link are answered.
+        let is_on_link = link.is_some_and(|link| link.contains(destination.ip()));
+        let Some(source) = source.filter(|_| is_on_link) else {
+            return Vec::new();
+        };
+        let answers = self.recent.answers(now, rule, received.link, message);
+        let outgoing = |answer: &MdnsMessage| {
+            let payload = answer.to_bytes().ok_or(WithheldReason::Malformed)?;
+            let answer = UdpDatagram {
+                source: SocketAddr::new(source, protocol.port()),
+                destination,
+                ttl: protocol.ttl(),
+                payload: &payload,
+            };
+            let kind = (protocol, "answer");
+            OutgoingMessage::new(received.link, &answer, received.station, kind)
+        };
+        answers.into_iter().map(outgoing).collect()
     }
 
     /// Returns the part of a message of multicast DNS that crosses to another link.
@@ -504,14 +547,24 @@ impl DiscoveryRelay {
             return OutgoingMessage::question(port, received, &payload, DiscoveryProtocol::Mdns);
         }
         message.make_multicast();
+        let whole = (!is_question).then(|| message.clone());
         let repeats = &mut self.repeats;
         let has_content = message.remove_items(|key| {
-            let item = repeats.hash((DiscoveryProtocol::Mdns, rule, key));
+            let hash = |key: &ItemKey| repeats.hash((DiscoveryProtocol::Mdns, rule, key));
+            let (item, wider) = (hash(key), key.without_known_answers().map(|key| hash(&key)));
             repeats.note_sent(egress, item);
-            repeats.is_repeated(now, egress, item)
+            let mut keys = wider.into_iter().chain([item]);
+            let is_repeated = keys.any(|item| repeats.is_repeated(now, egress, item));
+            if !is_repeated {
+                repeats.note_seen(now, egress, item);
+            }
+            is_repeated
         });
         if !has_content {
             return Err(WithheldReason::Repeated);
+        }
+        if let Some(response) = whole {
+            self.recent.note(now, rule, egress, &response);
         }
         let source = self.table.source_for(egress, group);
         let source = source.ok_or(WithheldReason::NoAddress)?;

@@ -40,6 +40,11 @@ impl Seen {
             count: 1,
         }
     }
+
+    fn is_recent(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last) < QUIET
+            && now.saturating_duration_since(self.first) < LONGEST_QUIET
+    }
 }
 
 /// The items that were seen on each link.
@@ -68,19 +73,22 @@ impl RepeatGuard {
         self.hasher.hash_one(item)
     }
 
-    /// Notes that an item was seen on a link. Returns whether it is a repetition of the last moment.
-    pub fn is_repeated(&mut self, now: Instant, link: InterfaceId, item: u64) -> bool {
-        let Some(seen) = self.seen.get_mut(&(link, item)) else {
-            self.seen.put((link, item), Seen::new(now));
-            return false;
-        };
-        let is_repeated = now.saturating_duration_since(seen.last) < QUIET
-            && now.saturating_duration_since(seen.first) < LONGEST_QUIET;
-        match is_repeated {
-            true => seen.last = now,
-            false => *seen = Seen::new(now),
+    /// Notes that an item was seen on a link.
+    pub fn note_seen(&mut self, now: Instant, link: InterfaceId, item: u64) {
+        match self.seen.get_mut(&(link, item)) {
+            Some(seen) if seen.is_recent(now) => seen.last = now,
+            Some(seen) => *seen = Seen::new(now),
+            None => {
+                self.seen.put((link, item), Seen::new(now));
+            }
         }
-        is_repeated
+    }
+
+    /// Returns whether an item was seen on a link a moment ago, or was sent there. What was not sent
+    /// for this reason does not count, so others who ask the same cannot keep a question away.
+    pub fn is_repeated(&self, now: Instant, link: InterfaceId, item: u64) -> bool {
+        let seen = self.seen.peek(&(link, item));
+        seen.is_some_and(|seen| seen.is_recent(now))
     }
 
     /// Notes that an item was sent to a link.
@@ -141,24 +149,46 @@ mod tests {
         InterfaceId::new(n).unwrap()
     }
 
+    /// Sends an item unless it is a repetition, as the machine does.
+    fn passes(guard: &mut RepeatGuard, now: Instant, link: InterfaceId, item: u64) -> bool {
+        let passes = !guard.is_repeated(now, link, item);
+        if passes {
+            guard.note_seen(now, link, item);
+        }
+        passes
+    }
+
     #[test]
     fn item_passes_once_a_second_and_link() {
         let (mut guard, now) = (RepeatGuard::default(), Instant::now());
         let ms = |n| now + Duration::from_millis(n);
-        assert!(!guard.is_repeated(now, id(1), 7));
-        assert!(guard.is_repeated(ms(100), id(1), 7));
-        assert!(!guard.is_repeated(ms(100), id(2), 7));
-        assert!(!guard.is_repeated(ms(100), id(1), 8));
-        assert!(!guard.is_repeated(ms(1000), id(1), 7));
+        assert!(passes(&mut guard, now, id(1), 7));
+        assert!(!passes(&mut guard, ms(100), id(1), 7));
+        assert!(passes(&mut guard, ms(100), id(2), 7));
+        assert!(passes(&mut guard, ms(100), id(1), 8));
+        assert!(passes(&mut guard, ms(1000), id(1), 7));
     }
 
-    /// What circulates every 100 ms passes every four seconds, so a minute sees 15 copies.
+    /// What many hosts of another link ask passes about once a second.
+    #[test]
+    fn item_that_is_asked_without_end_passes_once_a_second() {
+        let (mut guard, now) = (RepeatGuard::default(), Instant::now());
+        let passed = (0..600).filter(|n| {
+            let at = now + Duration::from_millis(100) * *n;
+            passes(&mut guard, at, id(1), 7)
+        });
+        assert_eq!(passed.count(), 75);
+    }
+
+    /// What is on the link every 100 ms passes every four seconds, so a minute sees 15 copies.
     #[test]
     fn circulating_item_passes_rarely() {
         let (mut guard, now) = (RepeatGuard::default(), Instant::now());
         let passed = (0..600).filter(|n| {
             let at = now + Duration::from_millis(100) * *n;
-            !guard.is_repeated(at, id(1), 7)
+            let passes = passes(&mut guard, at, id(1), 7);
+            guard.note_seen(at, id(1), 7);
+            passes
         });
         assert_eq!(passed.count(), 15);
     }

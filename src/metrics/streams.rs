@@ -235,7 +235,7 @@ impl StreamFamilies {
         self.events.with_label_values(&[event]).inc();
     }
 
-    /// Counts a request with alerts: `sent`, `failed` or `dropped`.
+    /// Counts a request with alerts, by its result as in docs/streams.md.
     pub fn count_alert_request(&self, result: &str) {
         self.alerts.with_label_values(&[result]).inc();
     }

@@ -1,8 +1,8 @@
 //! Which streams are monitored, and as what.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
+use http::Uri;
 use serde::Serialize;
 
 use super::GroupPrefix;
@@ -96,8 +96,12 @@ pub struct EventThresholds {
 /// Where alerts are sent: an HTTP server, and the path of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Webhook {
-    /// The address of the server.
-    pub address: SocketAddr,
+    /// Whether requests are sent over TLS.
+    pub is_tls: bool,
+    /// The name or address of the server, an IPv6 address without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
     /// The path, with the query.
     pub path: String,
 }
@@ -106,32 +110,57 @@ pub struct Webhook {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WebhookError {
     /// The scheme is missing, or another one.
-    #[error("not an http:// URL")]
+    #[error("not an http:// or https:// URL")]
     Scheme,
-    /// The host is a name, or the port is invalid.
-    #[error("{0:?} is no IP address with an optional port")]
-    Address(String),
+    /// The host is empty, the port is invalid, or there is a user name.
+    #[error("{0:?} is no host with an optional port")]
+    Host(String),
+    /// Another part is invalid.
+    #[error("{0}")]
+    Url(String),
+}
+
+impl Webhook {
+    /// Returns host and port, as in a URL.
+    pub fn authority(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
 }
 
 impl std::str::FromStr for Webhook {
     type Err = WebhookError;
 
-    /// Parses `http://ADDRESS[:PORT][/PATH]`.
+    /// Parses `http://HOST[:PORT][/PATH]`, or the same with `https`.
     fn from_str(text: &str) -> Result<Self, WebhookError> {
-        let rest = text.strip_prefix("http://").ok_or(WebhookError::Scheme)?;
-        let (host, path) = match rest.find('/') {
-            Some(at) => rest.split_at(at),
-            None => (rest, "/"),
+        let (is_tls, default_port) = match text.split_once("://") {
+            Some(("http", _)) => (false, 80),
+            Some(("https", _)) => (true, 443),
+            _ => return Err(WebhookError::Scheme),
         };
-        let is_visible = |c: char| c.is_ascii_graphic();
-        let with_port = |host: &str| host.parse().or_else(|_| format!("{host}:80").parse());
-        match with_port(host) {
-            Ok(address) if path.chars().all(is_visible) => Ok(Self {
-                address,
-                path: path.into(),
-            }),
-            _ => Err(WebhookError::Address(host.into())),
-        }
+        let url = |e: &dyn std::fmt::Display| WebhookError::Url(e.to_string());
+        let uri = text.parse::<Uri>().map_err(|e| url(&e))?;
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        let host = uri.host().unwrap_or_default();
+        // What is neither host nor port is a user name, or a port that is no number.
+        let port = match authority.strip_prefix(host) {
+            Some("") => Some(default_port),
+            Some(port) => port.strip_prefix(':').and_then(|port| port.parse().ok()),
+            None => None,
+        };
+        let port = port.filter(|_| !host.is_empty());
+        let port = port.ok_or_else(|| WebhookError::Host(authority.into()))?;
+        Ok(Self {
+            is_tls,
+            host: host.trim_matches(['[', ']']).into(),
+            port,
+            path: uri
+                .path_and_query()
+                .map_or("/", |path| path.as_str())
+                .into(),
+        })
     }
 }
 
@@ -140,27 +169,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn webhook_is_an_address_with_a_path() {
+    fn webhook_is_a_host_with_a_path() {
         let parsed = |text: &str| {
             let webhook = text.parse::<Webhook>();
-            webhook.map(|w| (w.address.to_string(), w.path))
+            webhook.map(|w| (w.is_tls, w.authority(), w.path))
         };
-        let alerts = "/api/v2/alerts".to_string();
-        let expected = ("127.0.0.1:9093".to_string(), alerts.clone());
-        assert_eq!(parsed("http://127.0.0.1:9093/api/v2/alerts"), Ok(expected));
+        let expected = |is_tls, authority: &str, path: &str| {
+            Ok((is_tls, authority.to_string(), path.to_string()))
+        };
         assert_eq!(
-            parsed("http://[::1]/api/v2/alerts"),
-            Ok(("[::1]:80".into(), alerts))
+            parsed("http://127.0.0.1:9093/api/v2/alerts?a=b"),
+            expected(false, "127.0.0.1:9093", "/api/v2/alerts?a=b")
         );
         assert_eq!(
-            parsed("http://10.0.0.1"),
-            Ok(("10.0.0.1:80".into(), "/".into()))
+            parsed("http://[::1]/alerts"),
+            expected(false, "[::1]:80", "/alerts")
         );
-        assert_eq!(parsed("https://10.0.0.1/"), Err(WebhookError::Scheme));
-        for host in ["alerts.example.net", "10.0.0.1:99999", ""] {
-            let error = WebhookError::Address(host.into());
-            assert_eq!(parsed(&format!("http://{host}/")), Err(error));
+        assert_eq!(
+            parsed("https://alerts.example.net"),
+            expected(true, "alerts.example.net:443", "/")
+        );
+        for text in ["ftp://10.0.0.1/", "10.0.0.1", "HTTP", ""] {
+            assert_eq!(parsed(text), Err(WebhookError::Scheme), "{text}");
         }
-        assert!(parsed("http://10.0.0.1/a b").is_err());
+        for host in ["10.0.0.1:99999", "user@10.0.0.1", "alerts:"] {
+            let error = WebhookError::Host(host.into());
+            assert_eq!(parsed(&format!("https://{host}/")), Err(error));
+        }
+        for text in [
+            "http://",
+            "http:///alerts",
+            "http://10.0.0.1/a b",
+            "https://a b/",
+        ] {
+            assert!(parsed(text).is_err(), "{text}");
+        }
     }
 }

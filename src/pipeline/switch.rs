@@ -9,32 +9,36 @@
 
 mod captured;
 mod held;
+mod monitored;
 mod output;
+mod packet_variants;
 
 use std::sync::Arc;
 
-use captured::{copy_message, decided_summary, ip_packet, on_wire, summary};
+use captured::{copy_message, decided_summary, on_wire, summary};
 use held::HeldRelease;
+use monitored::{observe_dropped, observe_stream};
 pub use output::Switched;
 use output::{EgressPosition, Output};
+use packet_variants::{PacketVariants, VariantKey};
 
 use super::merging::{MergeLock, Merging};
 use super::packet_trace::{NoPacketTrace, PacketTrace};
 use super::translate::{Translator, UntranslatedPacket, uses_side_buffer};
 use super::{Batch, Packet, Slot};
 use crate::forward::finish::finish_packet;
-use crate::forward::segment::{gso_layout, prepare_for_kernel_gso, segment};
+use crate::forward::segment::prepare_for_kernel_gso;
 use crate::forward::{
-    Arrival, Decision, DropHistory, DropReason, LoopGuard, NotData, Variant, bandwidth_check,
-    decide, egress_check, look_up, monitor_of, observe,
+    Arrival, Decision, DropHistory, DropReason, LoopGuard, NotData, bandwidth_check, decide,
+    egress_check, observe,
 };
 use crate::merge::{HeldPacket, MergeOutcome, MergePacket, Merger, Merges, SharedMerge, Step};
-use crate::model::{MergePath, MergeRule, MonitorKind, TranslationRule};
-use crate::streams::{ObservedPacket, StreamId, StreamMonitor};
-use crate::table::flows::{FlowBudget, FlowKey, Flows};
+use crate::model::{MergePath, MergeRule, TranslationRule};
+use crate::streams::{StreamId, StreamMonitor};
+use crate::table::flows::{FlowBudget, Flows};
 use crate::table::{Entry, Fib, Ingress, StreamState, YieldDecision};
 use crate::wire::ip_summary::IpSummary;
-use crate::wire::offload::{GsoLayout, Offload};
+use crate::wire::offload::Offload;
 use crate::wire::{ip, vlan};
 
 /// Makes the forwarding decisions for batches of one interface, and holds its flows.
@@ -51,14 +55,8 @@ pub struct Switch {
     egresses: Vec<EgressPosition>,
     /// Number of the current packet, to detect the egresses it has been added to.
     packet_number: u64,
-    /// Start and length of the packets that the captured packet represents: those of the first
-    /// variant, then those of each further variant that was built.
-    ranges: Vec<(u32, u32)>,
-    /// If the captured packet is forwarded as a GSO packet: its segment layout, and the number of
-    /// datagrams it contains.
-    gso: Option<(GsoLayout, u64)>,
-    /// The further variants that were built, and the position of their first packet in `ranges`.
-    built: Vec<(VariantKey, usize)>,
+    /// The packets that the captured packet represents.
+    packets: PacketVariants,
     /// For each packet of the first variant: whether the loop guard recognised it. Empty until a
     /// variant needs it.
     looped: Vec<bool>,
@@ -94,23 +92,6 @@ fn hash_of_egresses(fib: &Fib, decision: &Decision<'_>) -> u64 {
     // An odd factor distributes the bits of small numbers (Fibonacci hashing).
     let hash = |index: u32| u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     egresses.fold(0, |sum, egress| sum.wrapping_add(hash(egress.index.get())))
-}
-
-/// The properties that decide the bytes of a variant: variants with equal keys have equal bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct VariantKey {
-    ttl: u8,
-}
-
-impl VariantKey {
-    fn of(variant: &Variant<'_>) -> Self {
-        Self { ttl: variant.ttl }
-    }
-
-    /// Turns a copy of a packet of the first variant into one of this variant.
-    fn apply(self, packet: &mut [u8]) {
-        ip::set_ttl(packet, self.ttl);
-    }
 }
 
 /// A packet that is forwarded, and by what.
@@ -151,9 +132,7 @@ impl Switch {
             streams,
             egresses: Vec::new(),
             packet_number: 0,
-            ranges: Vec::new(),
-            gso: None,
-            built: Vec::new(),
+            packets: PacketVariants::default(),
             looped: Vec::new(),
             forwarded: Vec::new(),
             translation_errors: Vec::new(),
@@ -196,26 +175,42 @@ impl Switch {
             ..Output::default()
         };
         for packet in &packets {
-            self.ranges.clear();
+            self.packets.ranges.clear();
             trace.begin(&batch, packet);
             let decided = self.decide(fib, ingress, &mut batch, packet, now_ms);
             let recorded = decided.and_then(|(decision, start)| {
-                self.record_ranges(&mut batch, packet, &decision, start, &mut out.side_buffer)?;
+                (self.packets).record(
+                    &mut batch,
+                    packet,
+                    &decision,
+                    start,
+                    &mut out.side_buffer,
+                )?;
                 Ok(decision)
             });
             let counts = &mut out.counts;
             match recorded {
                 Ok(decision) => {
-                    let bytes = |(_, len): &(u32, u32)| match self.gso {
+                    let bytes = |(_, len): &(u32, u32)| match self.packets.gso {
                         Some((segments, _)) => segments.bytes(*len as usize),
                         None => u64::from(*len),
                     };
-                    counts.packets += self.ranges.len() as u64 * self.datagrams_each();
+                    counts.packets +=
+                        self.packets.ranges.len() as u64 * self.packets.datagrams_each();
                     counts.takeovers += u64::from(decision.takeover);
-                    counts.bytes += self.ranges.iter().map(bytes).sum::<u64>();
+                    counts.bytes += self.packets.ranges.iter().map(bytes).sum::<u64>();
                     let stream = decision.monitor().and_then(|kind| {
                         let memory = (&batch, &out.side_buffer[..]);
-                        self.observe_stream(fib, &decision, kind, packet, memory, now_ms)
+                        let method = (kind, fib.monitoring.sequence);
+                        let packets = &self.packets;
+                        observe_stream(
+                            &mut self.monitor,
+                            method,
+                            &decision,
+                            (packet, packets),
+                            memory,
+                            now_ms,
+                        )
                     });
                     let decided = Decided {
                         fib,
@@ -256,7 +251,8 @@ impl Switch {
                         .count(reason, None, summary, (packets, bytes), now_ms);
                     if let Some(summary) = summary {
                         let key = (summary.source, summary.destination);
-                        self.observe_dropped(fib, ingress, key, reason, (&batch, packet), now_ms);
+                        let dropped = (key, reason, packet);
+                        observe_dropped(&mut self.monitor, (fib, ingress), dropped, &batch, now_ms);
                     }
                 }
             }
@@ -380,10 +376,10 @@ impl Switch {
             Some(rule) => rule.addresses(stream.0, stream.1).1,
             None => stream.1,
         };
-        let ranges = std::mem::take(&mut self.ranges);
+        let ranges = std::mem::take(&mut self.packets.ranges);
         for (start, len) in &ranges {
-            self.ranges.clear();
-            self.ranges.push((*start, *len));
+            self.packets.ranges.clear();
+            self.packets.ranges.push((*start, *len));
             let memory = match in_side_buffer {
                 true => &out.side_buffer[..],
                 false => batch.bytes(),
@@ -427,7 +423,7 @@ impl Switch {
                 merger.hold(held_as, held, bytes);
             }
         }
-        self.ranges = ranges;
+        self.packets.ranges = ranges;
     }
 
     /// Returns what forwards or drops packets that were held.
@@ -440,74 +436,6 @@ impl Switch {
             egresses: &mut self.egresses,
             out,
             now_ms,
-        }
-    }
-
-    /// Examines a packet of a monitored stream as it arrived. Returns the identity of the stream.
-    fn observe_stream(
-        &mut self,
-        fib: &Fib,
-        decision: &Decision<'_>,
-        kind: MonitorKind,
-        packet: &Packet,
-        (batch, side_buffer): (&Batch, &[u8]),
-        now_ms: u64,
-    ) -> Option<StreamId> {
-        let datagram = &decision.datagram;
-        let is_segmented = matches!(packet.offload, Offload::UdpSegments { .. });
-        let memory = match is_segmented && self.gso.is_none() {
-            true => side_buffer,
-            false => batch.bytes(),
-        };
-        let mut stream = None;
-        for (start, len) in &self.ranges {
-            let bytes = memory.get(*start as usize..)?.get(..*len as usize)?;
-            let observed = ObservedPacket {
-                bytes,
-                segments: self.gso.map(|(segments, _)| segments),
-                received_ns: packet.received_ns,
-                now_ms,
-            };
-            let key = (datagram.source, datagram.destination);
-            let method = (kind, fib.monitoring.sequence);
-            stream = self.monitor.observe(key, method, observed);
-        }
-        stream
-    }
-
-    /// Counts a packet that was dropped for all egresses, if its stream is monitored.
-    fn observe_dropped(
-        &mut self,
-        fib: &Fib,
-        ingress: &Ingress,
-        key: FlowKey,
-        reason: DropReason,
-        (batch, packet): (&Batch, &Packet),
-        now_ms: u64,
-    ) {
-        // With routes and members as they are, other streams are not forwarded anyway.
-        let concerns_stream = match reason {
-            DropReason::TtlExpired | DropReason::NoEgress => fib.monitors,
-            _ => fib.monitors && self.monitor.contains(&key),
-        };
-        let kind = || monitor_of(fib, ingress, look_up(fib, ingress, key).ok()?, key);
-        let Some(kind) = concerns_stream.then(kind).flatten() else {
-            return;
-        };
-        let Some((bytes, segments)) = ip_packet(batch, packet) else {
-            return;
-        };
-        let observed = ObservedPacket {
-            bytes,
-            segments,
-            received_ns: packet.received_ns,
-            now_ms,
-        };
-        let method = (kind, fib.monitoring.sequence);
-        if let Some(id) = self.monitor.observe(key, method, observed) {
-            let packets = segments.map_or(1, |segments| segments.count(bytes.len()));
-            self.monitor
-                .count_dropped(id, None, reason, packets, now_ms);
         }
     }
 
@@ -529,17 +457,17 @@ impl Switch {
             stream: monitored,
             now_ms,
         } = decided;
-        let ranges = self.ranges.len();
+        let ranges = self.packets.ranges.len();
         let (datagrams_each, segments) = (
-            self.datagrams_each(),
-            self.gso.map(|(segments, _)| segments),
+            self.packets.datagrams_each(),
+            self.packets.gso.map(|(segments, _)| segments),
         );
         let in_side_buffer =
             matches!(packet.offload, Offload::UdpSegments { .. }) && segments.is_none();
         let is_union = decision.is_union();
         let mut first = None;
         self.packet_number += 1;
-        self.built.clear();
+        self.packets.built.clear();
         self.looped.clear();
         self.translation_errors.clear();
         self.forwarded.clear();
@@ -580,7 +508,11 @@ impl Switch {
                         .translated
                         .first()
                         .map(|range| (*range, in_side_buffer || uses_side_buffer(rule, is_union))),
-                    None => self.ranges.first().map(|range| (*range, in_side_buffer)),
+                    None => self
+                        .packets
+                        .ranges
+                        .first()
+                        .map(|range| (*range, in_side_buffer)),
                 };
                 self.forwarded.fill(range.is_some());
                 self.held_range = range;
@@ -671,7 +603,7 @@ impl Switch {
                 let first_range = match first_range {
                     Some(first_range) => first_range,
                     None => {
-                        let built = self.build_variant(
+                        let built = self.packets.build_variant(
                             key,
                             ranges,
                             batch,
@@ -682,7 +614,7 @@ impl Switch {
                     }
                 };
                 let slots = &mut out.egresses[position].1;
-                let packets = self.ranges[first_range..first_range + ranges]
+                let packets = self.packets.ranges[first_range..first_range + ranges]
                     .iter()
                     .enumerate();
                 let packets = packets.filter(|(at, _)| !stopped(*at, &self.looped));
@@ -738,7 +670,7 @@ impl Switch {
                 Some(DropReason::Loop)
             } else {
                 let original = UntranslatedPacket {
-                    range: self.ranges[at],
+                    range: self.packets.ranges[at],
                     ..original
                 };
                 let on_packet = |range| self.translated.push(range);
@@ -748,10 +680,10 @@ impl Switch {
                 done.err()
             };
             self.forwarded[at] = error.is_none();
-            count += self.datagrams_each() * u64::from(error.is_none());
+            count += self.packets.datagrams_each() * u64::from(error.is_none());
             self.translation_errors.push(error);
         }
-        if let Some((segments, _)) = self.gso {
+        if let Some((segments, _)) = self.packets.gso {
             let memory = match uses_side_buffer(rule, original.keep_original) {
                 true => &mut out.side_buffer[..],
                 false => batch.bytes_mut(),
@@ -781,83 +713,11 @@ impl Switch {
             batch.bytes()
         };
         let guard = &self.guard;
-        self.looped.extend(self.ranges.iter().map(|(start, len)| {
-            let packet = &memory[*start as usize..][..*len as usize];
-            guard.recognises(egresses, packet, now_ms)
-        }));
-    }
-
-    /// Builds the packets of a further variant in the side buffer, unless they exist already.
-    /// Returns the position of the first in `ranges`.
-    fn build_variant(
-        &mut self,
-        key: VariantKey,
-        ranges: usize,
-        batch: &Batch,
-        side_buffer: &mut Vec<u8>,
-        in_side_buffer: bool,
-    ) -> usize {
-        if let Some((_, first_range)) = self.built.iter().find(|(built, _)| *built == key) {
-            return *first_range;
-        }
-        let first_range = self.ranges.len();
-        self.built.push((key, first_range));
-        for at in 0..ranges {
-            let (start, len) = self.ranges[at];
-            let from = start as usize..(start + len) as usize;
-            let to = side_buffer.len();
-            match in_side_buffer {
-                true => side_buffer.extend_from_within(from),
-                false => side_buffer.extend_from_slice(&batch.bytes()[from]),
-            }
-            key.apply(&mut side_buffer[to..]);
-            self.ranges.push((to as u32, len));
-        }
-        first_range
-    }
-
-    /// Returns the number of packets on the wire for each entry of `ranges`.
-    fn datagrams_each(&self) -> u64 {
-        self.gso.map_or(1, |(_, count)| count)
-    }
-
-    /// Records the ranges of the packets that a captured packet represents: its own range, or those
-    /// of its segments.
-    fn record_ranges(
-        &mut self,
-        batch: &mut Batch,
-        packet: &Packet,
-        decision: &Decision<'_>,
-        start: usize,
-        side_buffer: &mut Vec<u8>,
-    ) -> Result<(), DropReason> {
-        let len = decision.datagram.packet_len;
-        self.gso = None;
-        let Offload::UdpSegments { payload } = packet.offload else {
-            self.ranges.push((start as u32, len as u32));
-            return Ok(());
-        };
-        let bytes = &mut batch.bytes_mut()[start..start + len];
-        // The loop guard and a merge compare single datagrams, and a translation to the other IP version
-        // writes a header for each datagram.
-        let needs_segmentation = decision.variants().any(|v| {
-            v.entry.loop_guard
-                || v.entry.merge.is_some()
-                || v.entry
-                    .translation
-                    .as_ref()
-                    .is_some_and(|r| !r.kind().keeps_ip_version())
-        });
-        let gso = gso_layout(bytes, &decision.datagram, payload).filter(|_| !needs_segmentation);
-        if let Some(gso) = gso {
-            prepare_for_kernel_gso(bytes, gso);
-            self.gso = Some((gso, gso.count(len)));
-            self.ranges.push((start as u32, len as u32));
-            return Ok(());
-        }
-        segment(bytes, &decision.datagram, payload, side_buffer, |range| {
-            self.ranges.push((range.start as u32, range.len() as u32));
-        })
+        self.looped
+            .extend(self.packets.ranges.iter().map(|(start, len)| {
+                let packet = &memory[*start as usize..][..*len as usize];
+                guard.recognises(egresses, packet, now_ms)
+            }));
     }
 
     /// Makes the forwarding decision for one packet and builds its first variant in place. Also

@@ -84,13 +84,14 @@ fn check_webhook(
         Ok(webhook) => return Some(webhook),
         Err(error) => error,
     };
-    let help = match error {
-        WebhookError::Scheme => "TLS is not supported: send to a proxy on this machine.",
-        WebhookError::Address(_) => {
-            "Names are not resolved. Write the address: \"http://127.0.0.1:9093/api/v2/alerts\"."
+    let help: String = match error {
+        WebhookError::Scheme => "The URL begins with http:// or https://.".into(),
+        WebhookError::Host(_) => {
+            "The host is a name or an address, with an optional port: no user name.".into()
         }
+        WebhookError::Url(error) => format!("It is no URL: {error}."),
     };
-    let expected = "a URL such as \"http://127.0.0.1:9093/api/v2/alerts\"";
+    let expected = "a URL such as \"https://alerts.example.net:9093/api/v2/alerts\"";
     checker.refuse(path, format!("{text:?}"), expected, help);
     None
 }

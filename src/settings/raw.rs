@@ -595,8 +595,8 @@ raw_tables! {
         loss_ppm: Integer, default_integer(1000), integers(0, 1_000_000);
         /// A change of the bit rate by more than this is reported. 0: none.
         rate_percent: Integer, default_integer(50), integers(0, 1000), unit("percent");
-        /// Where alerts are sent, in the format of Alertmanager. Names are not resolved.
-        webhook: String, pattern("^http://"), range("`http://ADDRESS:PORT/PATH`"),
+        /// Where alerts are sent, in the format of Alertmanager.
+        webhook: String, pattern("^https?://"), range("`http://HOST:PORT/PATH` or `https://`..."),
             example("\"http://127.0.0.1:9093/api/v2/alerts\"");
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::verdict::SOCKET;
 use crate::api::StreamView;
 use crate::api::streams::StreamVerdict;
 use crate::model::EventThresholds;
@@ -106,7 +107,9 @@ pub struct EventTracker {
 fn loss_ppm(view: &StreamView) -> u64 {
     let here: u64 = view.lost_here.values().map(|lost| lost.minute).sum();
     let before = view.lost_before.map_or(0, |lost| lost.minute);
-    let packets = view.ingress.packets_minute + before;
+    // What the kernel dropped did not arrive either.
+    let socket = view.lost_here.get(SOCKET).map_or(0, |lost| lost.minute);
+    let packets = view.ingress.packets_minute + before + socket;
     (before + here) * 1_000_000 / packets.max(1)
 }
 
@@ -317,6 +320,21 @@ mod tests {
             kinds(&mut tracker, &[with_loss(0, 10)]),
             [EventKind::LossEnded]
         );
+    }
+
+    #[test]
+    fn share_of_loss_counts_packets_that_the_kernel_dropped() {
+        let mut tracker = EventTracker::default();
+        let lost = StreamLoss {
+            total: 30_000,
+            minute: 30_000,
+        };
+        let view = StreamView {
+            lost_here: [(SOCKET.to_string(), lost)].into(),
+            ..view("10.0.0.1")
+        };
+        let events = tracker.look(&[view], THRESHOLDS);
+        assert!(events[0].text.starts_with("75.000 % loss in a minute."));
     }
 
     #[test]

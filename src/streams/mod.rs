@@ -6,6 +6,7 @@
 //! publish copies of what these know twice a second ([`Registry`]). Questions are answered from
 //! the copies.
 
+mod admission;
 pub mod alerts;
 pub mod analyzer;
 mod arrival_clock;

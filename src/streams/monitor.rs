@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use ahash::{AHashMap, AHashSet};
+use ahash::AHashMap;
 
+use super::admission::MonitorAdmission;
 use super::analyzer::{Analyzer, Point};
 use super::loss_counts::LossCounts;
 use super::registry::{Method, Published, Registry};
@@ -16,9 +17,6 @@ use crate::forward::drop_history::LastMinute;
 use crate::model::InterfaceId;
 use crate::table::flows::FlowKey;
 use crate::wire::offload::GsoLayout;
-
-/// The most streams beyond the limit that are remembered, so that each is counted once.
-const MAX_REFUSED: usize = 4096;
 
 /// A packet, and when it arrived.
 #[derive(Debug, Clone, Copy)]
@@ -38,8 +36,7 @@ pub struct StreamMonitor {
     registry: Arc<Registry>,
     streams: AHashMap<FlowKey, MonitoredStream>,
     keys: AHashMap<StreamId, FlowKey>,
-    /// Streams beyond the limit.
-    refused: AHashSet<FlowKey>,
+    admission: MonitorAdmission,
     published: Option<Arc<Published<IngressReport>>>,
     /// Packets of any stream that the kernel dropped.
     socket_lost: u64,
@@ -68,7 +65,7 @@ impl StreamMonitor {
             registry,
             streams: AHashMap::new(),
             keys: AHashMap::new(),
-            refused: AHashSet::new(),
+            admission: MonitorAdmission::default(),
             published: None,
             socket_lost: 0,
             socket_minute: LastMinute::default(),
@@ -109,16 +106,15 @@ impl StreamMonitor {
     }
 
     fn begin(&mut self, key: FlowKey, method: Method, now_ms: u64) -> Option<&mut MonitoredStream> {
-        if self.refused.contains(&key) {
-            return None;
-        }
-        let Some(id) = self.registry.add(method) else {
-            if self.refused.len() < MAX_REFUSED {
-                self.refused.insert(key);
+        let is_permitted = self.admission.permits(&key);
+        let added = is_permitted.then(|| self.registry.add(method)).flatten();
+        let Some(id) = added else {
+            if self.admission.leave_out(key) {
                 self.registry.count_left_out();
             }
             return None;
         };
+        self.admission.begin(&key);
         self.keys.insert(id, key);
         let stream = MonitoredStream {
             id,
@@ -162,21 +158,23 @@ impl StreamMonitor {
         }
     }
 
-    /// Ends streams that had no packet for `idle_ms`, and those that are not `wanted` any more.
+    /// Ends streams that had no packet for `idle_ms`, and those that are not `wanted` any more. At
+    /// the limit, streams that have not lasted end earlier. Called once a second.
     pub fn expire(&mut self, now_ms: u64, idle_ms: u64, wanted: impl Fn(&FlowKey) -> bool) {
+        let is_full = self.registry.live() >= self.registry.limit();
+        self.admission.next_period(is_full);
+        let is_idle = |stream: &MonitoredStream| {
+            let lasted_ms = stream.seen_ms.saturating_sub(stream.began_ms);
+            let limit_ms = self.admission.idle_limit_ms(lasted_ms, idle_ms);
+            now_ms.saturating_sub(stream.seen_ms) >= limit_ms
+        };
         let ended: Vec<FlowKey> = self
             .streams
             .iter()
-            .filter(|(key, stream)| {
-                now_ms.saturating_sub(stream.seen_ms) >= idle_ms || !wanted(key)
-            })
+            .filter(|(key, stream)| is_idle(stream) || !wanted(key))
             .map(|(key, _)| *key)
             .collect();
         ended.iter().for_each(|key| self.remove(key));
-        // Streams that were left out may begin in their place.
-        if self.registry.live() < self.registry.limit() {
-            self.refused.clear();
-        }
         if !ended.is_empty() {
             self.publish();
         }
@@ -234,5 +232,71 @@ impl Drop for StreamMonitor {
     fn drop(&mut self) {
         let registry = &self.registry;
         self.keys.keys().for_each(|id| registry.remove(*id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::model::MonitorKind;
+
+    const LIMIT: usize = 100;
+
+    fn monitor() -> StreamMonitor {
+        let registry = Registry::default();
+        registry.set_limit(LIMIT);
+        StreamMonitor::new(Arc::new(registry))
+    }
+
+    fn key(source: u32) -> FlowKey {
+        let source = Ipv4Addr::from(0x0a00_0000 + source);
+        (source.into(), [225, 1, 2, 3].into())
+    }
+
+    fn send(monitor: &mut StreamMonitor, source: u32, now_ms: u64) {
+        let packet = ObservedPacket {
+            bytes: &[0x45, 0, 0, 20],
+            segments: None,
+            received_ns: now_ms * 1_000_000,
+            now_ms,
+        };
+        monitor.observe(key(source), (MonitorKind::Rate, None), packet);
+    }
+
+    /// A host sends single packets from 1,000 forged sources a second. A stream that began before,
+    /// one that pauses, and one that begins during the flood are monitored.
+    #[test]
+    fn flood_of_single_packets_displaces_no_stream_that_lasts() {
+        const BEFORE: u32 = 1;
+        const PAUSED: u32 = 2;
+        const DURING: u32 = 3;
+        let mut monitor = monitor();
+        let mut forged = 1000;
+        for now_ms in 0..60_000u64 {
+            if now_ms % 10 == 0 {
+                send(&mut monitor, BEFORE, now_ms);
+            }
+            if now_ms % 10 == 0 && !(15_000..50_000).contains(&now_ms) {
+                send(&mut monitor, PAUSED, now_ms);
+            }
+            if now_ms > 30_000 && now_ms % 100 == 0 {
+                send(&mut monitor, DURING, now_ms);
+            }
+            if now_ms > 20_000 {
+                send(&mut monitor, forged, now_ms);
+                forged += 1;
+            }
+            if now_ms % 1000 == 0 {
+                monitor.expire(now_ms, 300_000, |_| true);
+            }
+            assert!(monitor.contains(&key(BEFORE)) && monitor.contains(&key(PAUSED)));
+            // It waits until it was left out in an earlier period.
+            assert!(now_ms < 34_000 || monitor.contains(&key(DURING)));
+        }
+        assert!(monitor.streams.len() <= LIMIT);
+        let left_out = monitor.registry.take_left_out();
+        assert!(left_out > 30_000, "{left_out}");
     }
 }

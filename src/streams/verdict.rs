@@ -82,8 +82,11 @@ fn lost_before(judged: &Judged<'_>, before: u64) -> String {
         Some(_) => "packet",
         None => "MPEG-TS packet",
     };
-    let share = numbered.map_or(String::new(), |sequence| {
-        format!(" ({:.3} %)", sequence.loss_ppm as f64 / 10_000.0)
+    // Of all packets that were sent to this router, also those that the kernel dropped here.
+    let socket = judged.lost_here.get(SOCKET).map_or(0, |lost| lost.minute);
+    let sent = judged.health.packets_minute + before + socket;
+    let share = numbered.map_or(String::new(), |_| {
+        format!(" ({:.3} %)", before as f64 * 100.0 / sent as f64)
     });
     format!(
         "Lost before us: {}{share} in the last minute did not arrive.",

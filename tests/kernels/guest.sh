@@ -16,6 +16,8 @@ chmod 755 /run/modprobe
 echo /run/modprobe >/proc/sys/kernel/modprobe
 # Where IPv6 is a module, it must be there before a test disables it.
 /run/modprobe ipv6 2>/dev/null
+# Makes /dev/net/tun.
+/run/modprobe tun 2>/dev/null
 # The guest has one processor, which is emulated unless it is user-mode Linux.
 export MCASTOR_SLOWNESS=${slowness:-1}
 ip link set lo up

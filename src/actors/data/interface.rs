@@ -1,18 +1,19 @@
 //! Captures packets on one interface, switches them, and passes batches to the forwarders of its
 //! worker thread.
 
+mod closing;
+mod queries;
+mod sharing;
+
 use std::cell::RefCell;
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context as Task, Poll, ready};
 use std::time::{Duration, Instant};
 
 use actix::fut::ActorFuture;
 use actix::prelude::*;
 use ahash::{AHashMap, AHashSet};
-use tokio::time::{Sleep, sleep};
 use tracing::warn;
 
 use super::batches::{Batches, Capture, CaptureReading, Captured, realtime_ns};
@@ -20,9 +21,8 @@ use super::foreign_sources::ForeignSources;
 use super::monitored_streams;
 use super::stream_rates::StreamRates;
 use crate::actors::messages::{
-    CaptureOpened, DropPage, FLOWS_PER_QUERY, FlowPage, FlushFlows, HostMessages, HostMessagesLost,
-    MAX_WAITING_BATCHES, MembershipMessages, MessagesLost, PauseCapture, QueryDrops, QueryFlows,
-    ResumeCapture, ShareCapture, Transmit,
+    CaptureOpened, HostMessages, HostMessagesLost, MAX_WAITING_BATCHES, MembershipMessages,
+    MessagesLost, Transmit,
 };
 use crate::actors::shared::{RouterContext, Snapshot};
 use crate::actors::supervision::{DeathGuard, Stop, WorkerId, panics_on_demand};
@@ -33,9 +33,7 @@ use crate::metrics::InterfaceCounters;
 use crate::model::{FlowEnd, IfName, InterfaceId, MacAddress, PlaneName, TakeoverRole};
 use crate::pipeline::hand_over::Rest;
 use crate::pipeline::packet_trace::TraceRecorder;
-use crate::pipeline::{
-    Batch, CaptureHandle, CapturePosition, Messages, PacketSource, Slot, Switch, Switched,
-};
+use crate::pipeline::{Batch, Messages, PacketSource, Slot, Switch, Switched};
 use crate::streams::StreamMonitor;
 use crate::sys::ingress_claims::IngressClaim;
 use crate::sys::off_thread::{self, DroppedOffThread};
@@ -59,15 +57,6 @@ const HAND_OVER_INTERVAL: Duration = Duration::from_millis(1);
 /// Shortest interval at which kernel drops are read while hosts report, and at which losses are
 /// reported to the membership and joins actors.
 const LOSS_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Interval at which this actor looks whether its capture can be passed to another process.
-const PASS_ON_INTERVAL: Duration = Duration::from_millis(1);
-
-/// A closed capture is empty when it returns no packet for this time.
-const QUIET: Duration = Duration::from_millis(5);
-
-/// Longest time in which a closed capture is emptied.
-const MAX_DRAIN: Duration = Duration::from_millis(200);
 
 /// A capture, and the claim of its interface.
 type Opened = (Box<dyn PacketSource>, Option<Arc<IngressClaim>>);
@@ -779,209 +768,3 @@ panics_on_demand!(Interface);
 #[derive(Message)]
 #[rtype(result = "()")]
 struct CloseCapture;
-
-impl Handler<CloseCapture> for Interface {
-    type Result = ();
-
-    fn handle(&mut self, _: CloseCapture, _: &mut Self::Context) {
-        if let Some(capture) = &self.capture {
-            capture.borrow_mut().stop_capture();
-        }
-    }
-}
-
-impl Handler<ShareCapture> for Interface {
-    type Result = ResponseActFuture<Self, io::Result<Option<CaptureHandle>>>;
-
-    fn handle(&mut self, _: ShareCapture, _: &mut Self::Context) -> Self::Result {
-        Box::pin(Repeat::new(Self::share_capture))
-    }
-}
-
-/// Calls a function of the actor again and again, until it returns something.
-struct Repeat<F> {
-    next: Pin<Box<Sleep>>,
-    function: F,
-}
-
-impl<T, F: FnMut(&mut Interface) -> Option<T> + Unpin> Repeat<F> {
-    fn new(function: F) -> Self {
-        Self {
-            next: Box::pin(sleep(Duration::ZERO)),
-            function,
-        }
-    }
-}
-
-impl<T, F: FnMut(&mut Interface) -> Option<T> + Unpin> ActorFuture<Interface> for Repeat<F> {
-    type Output = T;
-
-    fn poll(
-        mut self: Pin<&mut Self>,
-        actor: &mut Interface,
-        _: &mut Context<Interface>,
-        task: &mut Task<'_>,
-    ) -> Poll<T> {
-        loop {
-            if let Some(returned) = (self.function)(actor) {
-                return Poll::Ready(returned);
-            }
-            ready!(self.next.as_mut().poll(task));
-            self.next.set(sleep(PASS_ON_INTERVAL));
-        }
-    }
-}
-
-impl Interface {
-    /// Returns whether another process can continue the capture. Tunnels begin anew there.
-    fn passes_capture_on(&self) -> bool {
-        !self.watch_only && self.index.ifindex().is_some()
-    }
-
-    /// Returns the sockets of the capture, if there is one to pass on. `None` while its mode changes.
-    fn share_capture(&mut self) -> Option<io::Result<Option<CaptureHandle>>> {
-        match self.capture.as_ref().filter(|_| self.passes_capture_on()) {
-            Some(capture) => capture
-                .borrow_mut()
-                .share()
-                .transpose()
-                .map(|s| s.map(Some)),
-            None => Some(Ok(None)),
-        }
-    }
-
-    /// Returns where another process continues the capture, if there is one to pass on. `None` while
-    /// packets that were read are not sent.
-    fn pause_position(&mut self) -> Option<Option<CapturePosition>> {
-        let Some(capture) = self.capture.as_ref().filter(|_| self.passes_capture_on()) else {
-            return Some(None);
-        };
-        let position = capture.borrow_mut().position();
-        let position = position.filter(|_| self.is_all_sent())?;
-        self.read_kernel_drops();
-        Some(Some(position))
-    }
-}
-
-impl Handler<PauseCapture> for Interface {
-    type Result = ResponseActFuture<Self, Option<CapturePosition>>;
-
-    fn handle(&mut self, _: PauseCapture, _: &mut Self::Context) -> Self::Result {
-        self.reading.set_paused(true);
-        // Another process cannot know what is held here.
-        self.poll_merges(None);
-        if let Some(capture) = &self.capture
-            && let Some(hand_over) = capture.borrow_mut().hand_over()
-        {
-            hand_over.set_paused(true);
-        }
-        Box::pin(Repeat::new(Self::pause_position))
-    }
-}
-
-impl Handler<ResumeCapture> for Interface {
-    type Result = ();
-
-    fn handle(&mut self, message: ResumeCapture, ctx: &mut Self::Context) {
-        if message.reopen && !self.watch_only {
-            // The death guard stays armed, so that the supervisor opens the capture again.
-            return ctx.terminate();
-        }
-        if let Some(capture) = &self.capture {
-            capture.borrow_mut().end_sharing();
-        }
-        self.reading.set_paused(false);
-    }
-}
-
-impl Handler<Stop> for Interface {
-    type Result = ResponseActFuture<Self, ()>;
-
-    fn handle(&mut self, _: Stop, _: &mut Self::Context) -> Self::Result {
-        self.death_guard.disarm();
-        if let Some(capture) = &self.capture {
-            capture.borrow_mut().stop_capture();
-        }
-        Box::pin(Drain {
-            batches: self.batches,
-            until: Instant::now() + MAX_DRAIN,
-            quiet: Box::pin(sleep(QUIET)),
-        })
-    }
-}
-
-/// Forwards what a closed capture still holds, then ends the actor.
-struct Drain {
-    batches: u64,
-    until: Instant,
-    quiet: Pin<Box<Sleep>>,
-}
-
-impl ActorFuture<Interface> for Drain {
-    type Output = ();
-
-    fn poll(
-        mut self: Pin<&mut Self>,
-        actor: &mut Interface,
-        ctx: &mut Context<Interface>,
-        task: &mut Task<'_>,
-    ) -> Poll<()> {
-        loop {
-            ready!(self.quiet.as_mut().poll(task));
-            // This thread may have been busy for the whole quiet time.
-            let remaining = actor
-                .capture
-                .as_ref()
-                .map(|c| c.borrow_mut().poll_batch(task));
-            if let Some(Poll::Ready(Ok(batch))) = remaining {
-                actor.forward(batch);
-            }
-            if actor.batches == self.batches || Instant::now() >= self.until {
-                ctx.stop();
-                return Poll::Ready(());
-            }
-            self.batches = actor.batches;
-            self.quiet.set(sleep(QUIET));
-        }
-    }
-}
-
-impl Handler<QueryFlows> for Interface {
-    type Result = FlowPage;
-
-    fn handle(&mut self, query: QueryFlows, _: &mut Self::Context) -> FlowPage {
-        self.update_name(&self.context.snapshot.load_full());
-        let flows = &self.switch.flows;
-        let (flows, next) = flows.page(query.position, FLOWS_PER_QUERY, &query.filter);
-        FlowPage {
-            index: self.index,
-            interface: self.name.clone(),
-            flows,
-            next,
-        }
-    }
-}
-
-impl Handler<QueryDrops> for Interface {
-    type Result = DropPage;
-
-    fn handle(&mut self, _: QueryDrops, _: &mut Self::Context) -> DropPage {
-        self.update_name(&self.context.snapshot.load_full());
-        DropPage {
-            interface: self.name.clone(),
-            flushed_ms: self.flushed_ms,
-            drops: self.switch.drops.iter().copied().collect(),
-        }
-    }
-}
-
-impl Handler<FlushFlows> for Interface {
-    type Result = u64;
-
-    fn handle(&mut self, _: FlushFlows, _: &mut Self::Context) -> u64 {
-        let flushed = self.switch.flows.flush();
-        self.flushed_ms = self.context.now_ms();
-        self.update_flow_metrics();
-        flushed
-    }
-}

@@ -6,3 +6,4 @@ pub mod discovery;
 pub mod docker;
 pub mod mnat;
 pub mod streams;
+pub mod webhook;

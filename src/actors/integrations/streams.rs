@@ -1,27 +1,19 @@
-//! Follows the reports about monitored streams: sets their metrics, logs their events, and sends
-//! alerts to a webhook. The data threads take no part in any of it.
+//! Follows the reports about monitored streams: sets their metrics, logs their events, and passes
+//! alerts to the sender of the webhook. The data threads take no part in any of it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use actix::prelude::*;
-use bytes::Bytes;
-use http::{Request, header};
-use http_body_util::Full;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-use tokio::sync::mpsc;
-use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::actors::log_limit::LogLimit;
+use crate::actors::messages::SendAlerts;
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 use crate::api::StreamView;
 use crate::api::streams::TsView;
 use crate::metrics::streams::{StreamCounter, StreamGauge, StreamLabels, StreamNumbers};
-use crate::model::Webhook;
 use crate::streams::alerts::Alerts;
 use crate::streams::events::{Event, EventKind, EventTracker, StreamName};
 
@@ -30,12 +22,6 @@ pub const ACTOR_NAME: &str = "streams";
 
 /// How often the reports are read.
 const TICK: Duration = Duration::from_millis(500);
-
-/// The most requests that wait for the webhook.
-const MAX_REQUESTS: usize = 16;
-
-/// How long the webhook may take for a request.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Event lines within a minute.
 const MAX_LINES: u32 = 60;
@@ -46,7 +32,6 @@ pub struct Streams {
     death_guard: DeathGuard,
     tracker: EventTracker,
     alerts: Alerts,
-    requests: Option<mpsc::Sender<(Webhook, String)>>,
     log_limit: LogLimit,
     /// Whether any stream was monitored at the last tick.
     had_streams: bool,
@@ -60,7 +45,6 @@ impl Streams {
             death_guard,
             tracker: EventTracker::default(),
             alerts: Alerts::default(),
-            requests: None,
             log_limit: LogLimit::new(MAX_LINES),
             had_streams: false,
         }
@@ -93,9 +77,9 @@ impl Streams {
         };
         let requests = (self.alerts).requests(&events, &self.tracker, SystemTime::now());
         for body in requests {
-            let queue = self.requests.as_ref();
-            let sent = queue.map(|queue| queue.try_send((webhook.clone(), body)));
-            if !matches!(sent, Some(Ok(()))) {
+            let webhook = webhook.clone();
+            let directory = &self.context.directory;
+            if !directory.try_send(SendAlerts { webhook, body }) {
                 metrics.count_alert_request("dropped");
             }
         }
@@ -179,71 +163,10 @@ fn ts_errors(ts: &TsView) -> [(&'static str, u64); 6] {
     ]
 }
 
-/// Sends the requests to the webhook, one after the other. Ends with the actor.
-async fn send_requests(
-    context: Arc<RouterContext>,
-    mut requests: mpsc::Receiver<(Webhook, String)>,
-) {
-    let mut log_limit = LogLimit::new(1);
-    while let Some((webhook, body)) = requests.recv().await {
-        let sent = timeout(REQUEST_TIMEOUT, post(&webhook, body)).await;
-        let metrics = &context.catalog.streams;
-        let error = match sent {
-            Ok(Ok(())) => {
-                metrics.count_alert_request("sent");
-                continue;
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "no answer".into(),
-        };
-        metrics.count_alert_request("failed");
-        if let Some(suppressed) = log_limit.permit(Instant::now()) {
-            warn!(
-                "monitor: the webhook at {} does not take alerts: {error}; check `monitor.webhook` \
-                 in the settings{suppressed}",
-                webhook.address
-            );
-        }
-    }
-}
-
-/// Why a request failed.
-#[derive(Debug, thiserror::Error)]
-enum PostError {
-    #[error("{0}")]
-    Connect(#[from] std::io::Error),
-    #[error("{0}")]
-    Http(#[from] hyper::Error),
-    #[error("{0}")]
-    Request(#[from] http::Error),
-    #[error("it answers {0}")]
-    Status(http::StatusCode),
-}
-
-async fn post(webhook: &Webhook, body: String) -> Result<(), PostError> {
-    let request = Request::post(&webhook.path)
-        .header(header::HOST, webhook.address.to_string())
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(body)))?;
-    let stream = TcpStream::connect(webhook.address).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // It ends when the sender is dropped. Its errors are those of the request.
-    actix_rt::spawn(connection);
-    let answer = sender.send_request(request).await?;
-    match answer.status() {
-        status if status.is_success() => Ok(()),
-        status => Err(PostError::Status(status)),
-    }
-}
-
 impl Actor for Streams {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let (sender, receiver) = mpsc::channel(MAX_REQUESTS);
-        self.requests = Some(sender);
-        let context = self.context.clone();
-        ctx.spawn(send_requests(context, receiver).into_actor(self));
         ctx.run_interval(TICK, |actor, _| actor.tick());
     }
 }

@@ -71,7 +71,7 @@ pub fn run(args: &TopArgs) -> ExitCode {
     let is_plain = args.once || args.lines || !io::stdout().is_terminal();
     // A router that does not answer is reported before the screen is taken.
     let started = Instant::now();
-    let first = match source::read(&args.socket.socket, started) {
+    let first = match source::read(&args.socket.socket, "", started) {
         Ok(snapshot) => snapshot,
         Err(e) => return fail(&e),
     };
@@ -98,7 +98,7 @@ fn print_lines(
     let mut is_first = true;
     loop {
         std::thread::sleep(interval);
-        let now = match source::read(&args.socket.socket, started) {
+        let now = match source::read(&args.socket.socket, "", started) {
             Ok(now) => now,
             Err(e) => return fail(&e),
         };
@@ -164,6 +164,7 @@ mod tests {
             at: Duration::from_secs(seconds),
             interfaces: serde_json::from_value(interfaces.to_vec().into()).expect("interfaces"),
             flows: serde_json::from_value(flows.collect::<Vec<_>>().into()).expect("flows"),
+            search: String::new(),
             drops: serde_json::from_value(json!([drop])).expect("drops"),
             groups: serde_json::from_value(json!([group])).expect("groups"),
             streams: Vec::new(),

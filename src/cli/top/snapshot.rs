@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::api::{DropView, FlowView, GroupView, InterfaceView, StreamView};
 
-/// Most flows that are read at a time. They are those with the most packets.
+/// Most flows that are read at a time: of those that match the search, those with the most packets.
 pub(super) const MAX_FLOWS: usize = 1000;
 /// Most streams with dropped packets that are read at a time.
 pub(super) const MAX_DROPS: usize = 200;
@@ -20,6 +20,8 @@ pub(super) struct Reading {
     pub interfaces: Vec<InterfaceView>,
     /// The flows, at most [`MAX_FLOWS`].
     pub flows: Vec<FlowView>,
+    /// The words that the router searched for in its flows.
+    pub search: String,
     /// What is dropped, at most [`MAX_DROPS`].
     pub drops: Vec<DropView>,
     /// Groups that this host has joined, or that have members.

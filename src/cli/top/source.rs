@@ -12,17 +12,19 @@ use crate::frontend::control::Command;
 use crate::frontend::control::client::{self, ClientError};
 use crate::model::escape::{EscapeStyle, escape};
 
-/// Reads all tables from the control socket at `socket`.
-pub(super) fn read(socket: &Path, started: Instant) -> Result<Reading, ClientError> {
+/// Reads all tables from the control socket at `socket`, with the flows that match `search`.
+pub(super) fn read(socket: &Path, search: &str, started: Instant) -> Result<Reading, ClientError> {
     // The counters of interfaces and flows are read first.
     let mut snapshot = Reading {
         at: started.elapsed(),
+        search: search.into(),
         ..Reading::default()
     };
     for query in [
         ShowQuery::Interfaces,
         ShowQuery::Flows(FlowQuery {
             limit: Some(MAX_FLOWS),
+            search: (!search.is_empty()).then(|| search.into()),
             order: FlowOrder::Packets,
             ..FlowQuery::default()
         }),

@@ -39,6 +39,8 @@ pub(super) enum TopRequest {
     Explain(ExplainQuery),
     /// Read the tables now.
     Refresh,
+    /// Read the flows with these words from now on.
+    Search(String),
 }
 
 /// What covers the screen.
@@ -168,7 +170,11 @@ impl TopState {
         let none = Reading::default();
         let snapshot = self.snapshot.as_ref().unwrap_or(&none);
         let mut table = self.view.table(snapshot, &self.rates);
-        table.filter(self.filter());
+        // The router also finds what no cell shows, such as a prefix of addresses.
+        let is_searched = self.view == View::Flows && snapshot.search == self.filter();
+        if !is_searched {
+            table.filter(self.filter());
+        }
         table.sort(self.sorting());
         table
     }
@@ -216,8 +222,7 @@ impl TopState {
     /// Handles a key. `page_len` is the number of rows or lines on the screen.
     pub fn key(&mut self, key: Key, page_len: usize) -> Option<TopRequest> {
         if self.is_typing {
-            self.type_filter(key);
-            return None;
+            return self.type_filter(key);
         }
         if key == Key::Char('q') {
             return Some(TopRequest::Quit);
@@ -287,7 +292,7 @@ impl TopState {
                 state.sorting.reversed = !state.sorting.reversed;
             }),
             Key::Char('/') => self.is_typing = true,
-            Key::Escape => self.change(|state| state.filter.clear()),
+            Key::Escape => return self.change_filter(String::clear),
             Key::Char('p' | ' ') => {
                 self.is_paused = !self.is_paused;
                 if !self.is_paused {
@@ -300,23 +305,35 @@ impl TopState {
         None
     }
 
-    fn type_filter(&mut self, key: Key) {
+    fn type_filter(&mut self, key: Key) -> Option<TopRequest> {
         match key {
-            Key::Enter => self.is_typing = false,
+            Key::Enter => {
+                self.is_typing = false;
+                None
+            }
             Key::Escape => {
                 self.is_typing = false;
-                self.change(|state| state.filter.clear());
+                self.change_filter(String::clear)
             }
-            Key::Backspace => self.change(|state| {
-                state.filter.pop();
+            Key::Backspace => self.change_filter(|filter| {
+                filter.pop();
             }),
-            Key::Char(letter) => self.change(|state| {
-                if state.filter.len() < MAX_FILTER {
-                    state.filter.push(letter);
+            Key::Char(letter) => self.change_filter(|filter| {
+                if filter.len() < MAX_FILTER {
+                    filter.push(letter);
                 }
             }),
-            _ => {}
+            _ => None,
         }
+    }
+
+    /// Changes the filter of the current view. The router searches the flows: there may be more of
+    /// them than are read.
+    fn change_filter(&mut self, change: impl FnOnce(&mut String)) -> Option<TopRequest> {
+        let before = self.filter().to_owned();
+        self.change(|state| change(&mut state.filter));
+        let is_search = self.view == View::Flows && self.filter() != before;
+        is_search.then(|| TopRequest::Search(self.filter().into()))
     }
 
     fn change(&mut self, change: impl FnOnce(&mut ViewState)) {
@@ -444,7 +461,11 @@ mod tests {
         let mut state = flows();
         state.key(Key::Char('/'), 10);
         for letter in "2.2q".chars() {
-            assert_eq!(state.key(Key::Char(letter), 10), None);
+            let request = state.key(Key::Char(letter), 10);
+            assert!(
+                matches!(request, Some(TopRequest::Search(_))),
+                "{request:?}"
+            );
         }
         assert_eq!(groups(&state).len(), 0);
         state.key(Key::Backspace, 10);
@@ -569,6 +590,31 @@ mod tests {
             .collect();
         assert_eq!(rates, ["1", "0", "-"]);
         assert_eq!(state.snapshot().map(|s| s.at), Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn router_searches_the_flows_for_the_filter() {
+        let mut state = flows();
+        assert_eq!(state.key(Key::Char('/'), 10), None);
+        let search = |words: &str| Some(TopRequest::Search(words.into()));
+        assert_eq!(state.key(Key::Char('e'), 10), search("e"));
+        assert_eq!(state.key(Key::Char('x'), 10), search("ex"));
+        // Until the router has answered, the rows that are known are filtered.
+        assert_eq!(state.table().rows.len(), 0);
+        let found = Reading {
+            search: "ex".into(),
+            ..snapshot(3, [900, 301, 104])
+        };
+        state.read(Ok(found));
+        assert_eq!(state.table().rows.len(), 3);
+        assert_eq!(state.key(Key::Backspace, 10), search("e"));
+        assert_eq!(state.key(Key::Enter, 10), None);
+        assert_eq!(state.key(Key::Escape, 10), search(""));
+        assert_eq!(state.key(Key::Escape, 10), None);
+        // The other tables are read as a whole.
+        state.key(Key::Char('1'), 10);
+        state.key(Key::Char('/'), 10);
+        assert_eq!(state.key(Key::Char('e'), 10), None);
     }
 
     #[test]

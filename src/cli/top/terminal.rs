@@ -21,6 +21,9 @@ use crate::api::ExplainQuery;
 /// Longest wait for a key or a reading before signals are looked at.
 const TICK: Duration = Duration::from_millis(50);
 
+/// How long after the last letter of a search the router is asked.
+const SEARCH_DELAY: Duration = Duration::from_millis(150);
+
 /// What the threads that read from the router and from the keyboard send.
 enum Answer {
     Terminal(Event),
@@ -155,6 +158,7 @@ fn read_repeatedly(
     answers: &Sender<Answer>,
 ) {
     let mut next = Instant::now() + interval;
+    let mut search = String::new();
     loop {
         let wait = next.saturating_duration_since(Instant::now());
         let answer = match requests.recv_timeout(wait) {
@@ -162,10 +166,15 @@ fn read_repeatedly(
                 let text = source::explanation(socket, query.clone());
                 Answer::Explained(query, text)
             }
+            Ok(TopRequest::Search(words)) => {
+                search = words;
+                next = Instant::now() + SEARCH_DELAY;
+                continue;
+            }
             Ok(TopRequest::Quit) | Err(RecvTimeoutError::Disconnected) => return,
             Ok(TopRequest::Refresh) | Err(RecvTimeoutError::Timeout) => {
                 next = Instant::now() + interval;
-                let reading = source::read(socket, started).map_err(|e| e.to_string());
+                let reading = source::read(socket, &search, started).map_err(|e| e.to_string());
                 Answer::Tables(Box::new(reading))
             }
         };

@@ -45,6 +45,11 @@ fn links() -> LinkTable {
 }
 
 fn relay(deny: Vec<OfferRule>, limits: DiscoveryLimits) -> DiscoveryRelay {
+    let allow = Vec::new();
+    relay_with(OfferPolicy { allow, deny }, limits)
+}
+
+fn relay_with(policy: OfferPolicy, limits: DiscoveryLimits) -> DiscoveryRelay {
     let protocols =
         "mdns ssdp ws-discovery llmnr coap knx slp sap dds 239.1.2.3:5000 broadcast:65001";
     let rule = DiscoveryRule {
@@ -53,10 +58,7 @@ fn relay(deny: Vec<OfferRule>, limits: DiscoveryLimits) -> DiscoveryRelay {
         from: Vec::new(),
         to: Vec::new(),
         protocols: protocols.split(' ').map(|p| p.parse().unwrap()).collect(),
-        policy: OfferPolicy {
-            allow: Vec::new(),
-            deny,
-        },
+        policy,
         answers: AnswerMode::Auto,
         addresses: AddressMode::Rewrite,
         limits,
@@ -210,6 +212,233 @@ fn reflected_question_ends() {
     );
 }
 
+const MDNS: &str = "224.0.0.251:5353";
+/// The question for instances of `_http._tcp`, without its class.
+const HTTP: &[u8] = b"\x05_http\x04_tcp\x05local\x00\x00\x0c";
+
+/// A PTR record of `_http._tcp`, whose name is at offset 12 of the message.
+fn instance(name: &str) -> Vec<u8> {
+    let rdata = [&[name.len() as u8], name.as_bytes(), &[0xc0, 12]].concat();
+    let head = b"\x00\x0c\x00\x01\x00\x00\x11\x94\x00";
+    [&head[..], &[rdata.len() as u8], &rdata].concat()
+}
+
+/// A question for `_http._tcp`, with the known answers.
+fn http_question(wants_unicast: bool, known: &[&str]) -> Vec<u8> {
+    let class: &[u8] = if wants_unicast {
+        b"\x80\x01"
+    } else {
+        b"\x00\x01"
+    };
+    let mut bytes = vec![0, 0, 0, 0, 0, 1, 0, known.len() as u8, 0, 0, 0, 0];
+    bytes.extend([HTTP, class].concat());
+    for name in known {
+        bytes.extend([&[0xc0, 12][..], &instance(name)].concat());
+    }
+    bytes
+}
+
+fn http_response(name: &str) -> Vec<u8> {
+    let mut bytes = vec![0, 0, 0x84, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+    bytes.extend(&HTTP[..HTTP.len() - 2]);
+    bytes.extend(instance(name));
+    bytes
+}
+
+/// Handles a message of multicast DNS. Returns the links and destinations of what is sent.
+fn sent_by(
+    relay: &mut DiscoveryRelay,
+    at: Instant,
+    (link, from): (u32, &str),
+    payload: &[u8],
+) -> Vec<(u32, String)> {
+    let from = format!("{from}:5353");
+    let received = message(link, &from, MDNS, payload);
+    let sent = relay.handle(at, &received, &mut AnyPort::default());
+    let end = |sent: &OutgoingMessage| {
+        let datagram = UdpDatagram::parse(&sent.packet, true).unwrap();
+        (sent.link.get(), datagram.destination.to_string())
+    };
+    sent.iter().map(end).collect()
+}
+
+/// Returns links 2 and 3 with the group, where messages of link 1 are multicast.
+fn on_other_links() -> Vec<(u32, String)> {
+    vec![(2, MDNS.into()), (3, MDNS.into())]
+}
+
+/// A host that starts while another one has just asked need not wait until it asks again: it has the
+/// answer that was relayed a moment ago, by unicast, unless it knows it.
+#[test]
+fn second_asker_has_the_answer_of_a_moment_ago() {
+    let (mut relay, now) = (relay(vec![], Default::default()), Instant::now());
+    let ms = |n| now + Duration::from_millis(n);
+    let (first, second) = ((1, "10.0.1.8"), (1, "10.0.1.9"));
+    let asked = sent_by(&mut relay, now, first, &http_question(false, &[]));
+    assert_eq!(asked, on_other_links());
+    let device = (2, "10.0.2.9");
+    let answered = sent_by(&mut relay, ms(50), device, &http_response("shelf"));
+    assert_eq!(answered, [(1, MDNS.into()), (3, MDNS.into())]);
+    let question = http_question(true, &[]);
+    let answer = [(1, "10.0.1.9:5353".to_string())];
+    assert_eq!(sent_by(&mut relay, ms(300), second, &question), answer);
+    let knows = http_question(true, &["shelf"]);
+    assert!(sent_by(&mut relay, ms(310), second, &knows).is_empty());
+    // RFC 6762 section 11: hosts beyond the link are not answered.
+    assert!(sent_by(&mut relay, ms(320), (1, "192.0.2.9"), &question).is_empty());
+    let elsewhere = sent_by(&mut relay, ms(330), (3, "10.0.3.9"), &question);
+    assert_eq!(elsewhere, [(3, "10.0.3.9:5353".into())]);
+    // The device is asked again after a second. Its first answer is old.
+    let later = sent_by(&mut relay, ms(3000), second, &question);
+    assert_eq!(later, on_other_links());
+}
+
+/// Twenty hosts that ask one after another all the time do not keep the question from the device.
+#[test]
+fn question_of_many_askers_crosses_each_second() {
+    let (mut relay, now) = (relay(vec![], Default::default()), Instant::now());
+    let question = http_question(false, &[]);
+    let crossed = (0..200u64).filter(|n| {
+        let asker = format!("10.0.1.{}", 10 + n % 20);
+        let at = now + Duration::from_millis(50 * n);
+        sent_by(&mut relay, at, (1, &asker), &question) == on_other_links()
+    });
+    assert_eq!(crossed.count(), 13, "in 10 s");
+}
+
+/// Devices leave a question unanswered whose asker knows all answers, so it is no reason to withhold
+/// that of a host that knows none (RFC 6762 section 7.3).
+#[test]
+fn known_answers_of_one_asker_do_not_withhold_questions_of_others() {
+    let (mut relay, now) = (relay(vec![], Default::default()), Instant::now());
+    let ms = |n| now + Duration::from_millis(n);
+    sent_by(&mut relay, now, (2, "10.0.2.9"), &http_response("shelf"));
+    let mut ask =
+        |at, from, known: &[&str]| sent_by(&mut relay, at, (1, from), &http_question(false, known));
+    assert_eq!(ask(ms(5000), "10.0.1.8", &["shelf"])[0], (2, MDNS.into()));
+    assert_eq!(ask(ms(5100), "10.0.1.9", &[])[0], (2, MDNS.into()));
+    assert!(ask(ms(5200), "10.0.1.9", &[]).is_empty());
+    assert!(ask(ms(5300), "10.0.1.8", &["shelf"]).is_empty());
+}
+
+/// A response of multicast DNS that offers a service: PTR, SRV and address.
+fn service(name: &str, kind: &str) -> Vec<u8> {
+    use hickory_proto::op::{Message, OpCode};
+    use hickory_proto::rr::rdata::{A, PTR, SRV};
+    use hickory_proto::rr::{Name, RData, Record};
+    let text = |text: String| text.parse::<Name>().unwrap();
+    let (instance, host) = (
+        text(format!("{name}.{kind}.local.")),
+        text(format!("{name}.local.")),
+    );
+    let record = |name: &Name, data| Record::from_rdata(name.clone(), 120, data);
+    let kind = text(format!("{kind}.local."));
+    let mut message = Message::response(0, OpCode::Query);
+    message.answers = vec![record(&kind, RData::PTR(PTR(instance.clone())))];
+    let address = [10, 0, 2, 9].into();
+    message.additionals = vec![
+        record(&instance, RData::SRV(SRV::new(0, 0, 80, host.clone()))),
+        record(&host, RData::A(A(address))),
+    ];
+    message.to_vec().unwrap()
+}
+
+/// What two devices on link 2 announce: a word of each message, the last byte of the device's address
+/// and station, the destination, and the message.
+fn announcements() -> Vec<(&'static str, u8, &'static str, Vec<u8>)> {
+    let notify = |kind: &str| format!("NOTIFY * HTTP/1.1\r\nNT: urn:upnp:device:{kind}:1\r\n\r\n");
+    let hello = |kind: &str| {
+        let types = format!("<d:Types>n:{kind}</d:Types>");
+        format!("<e:Envelope><e:Body><d:Hello>{types}</d:Hello></e:Body></e:Envelope>")
+    };
+    let (ssdp, ws) = ("239.255.255.250:1900", "239.255.255.250:3702");
+    vec![
+        ("shelf", 9, MDNS, service("shelf", "_http._tcp")),
+        ("vault", 10, MDNS, service("vault", "_ssh._tcp")),
+        ("Server", 9, ssdp, notify("MediaServer").into()),
+        ("Renderer", 10, ssdp, notify("MediaRenderer").into()),
+        ("Video", 9, ws, hello("NetworkVideoTransmitter").into()),
+        ("Printer", 10, ws, hello("Printer").into()),
+    ]
+}
+
+/// Returns the links and words that are on the wire when the devices of [`announcements`] announce
+/// themselves on link 2.
+fn announced(policy: OfferPolicy) -> BTreeSet<(u32, &'static str)> {
+    let mut relay = relay_with(policy, DiscoveryLimits::default());
+    let mut on_wire = BTreeSet::new();
+    let (now, all) = (Instant::now(), announcements());
+    for (_, host, to, payload) in &all {
+        let from = format!("10.0.2.{host}:{}", if *to == MDNS { 5353 } else { 4000 });
+        let mut received = message(2, &from, to, payload);
+        received.station = Some(MacAddress([2, 0, 0, 0, 0, *host]));
+        for sent in relay.handle(now, &received, &mut AnyPort::default()) {
+            let is_in = |word: &str| {
+                let mut windows = sent.packet.windows(word.len());
+                windows.any(|bytes| bytes == word.as_bytes())
+            };
+            let words = all.iter().map(|(word, ..)| *word);
+            on_wire.extend(
+                words
+                    .filter(|word| is_in(word))
+                    .map(|word| (sent.link.get(), word)),
+            );
+        }
+    }
+    on_wire
+}
+
+/// Each key of a rule, by the packets that leave: as `deny` it withholds what it matches, as `allow`
+/// everything else.
+#[test]
+fn each_key_of_a_rule_decides_what_is_on_the_wire() {
+    let all: BTreeSet<_> = [1, 3]
+        .into_iter()
+        .flat_map(|link| {
+            announcements()
+                .into_iter()
+                .map(move |(word, ..)| (link, word))
+        })
+        .collect();
+    assert_eq!(announced(OfferPolicy::default()), all);
+    let second: &[&str] = &["vault", "Renderer", "Printer"];
+    let every: &[&str] = &["shelf", "vault", "Server", "Renderer", "Video", "Printer"];
+    type Change = fn(&mut OfferRule);
+    let cases: [(Change, &[&str], &[u32]); 9] = [
+        (|r| r.service = Some("_ssh._*".into()), &["vault"], &[1, 3]),
+        (|r| r.instance = Some("VAULT".into()), &["vault"], &[1, 3]),
+        (|r| r.name = Some("v?ult".into()), &["vault"], &[1, 3]),
+        (
+            |r| r.st = Some("urn:*:MediaRenderer:*".into()),
+            &["Renderer"],
+            &[1, 3],
+        ),
+        (|r| r.types = Some("Printer".into()), &["Printer"], &[1, 3]),
+        (|r| r.device = "10.0.2.10/32".parse().ok(), second, &[1, 3]),
+        (
+            |r| r.mac = Some(MacAddress([2, 0, 0, 0, 0, 10])),
+            second,
+            &[1, 3],
+        ),
+        (|r| r.from = "e2".parse().ok(), every, &[1, 3]),
+        (|r| r.to = "e3".parse().ok(), every, &[3]),
+    ];
+    for (change, words, links) in cases {
+        let mut rule = OfferRule::default();
+        change(&mut rule);
+        let is_matched = |(link, word): &(u32, &str)| links.contains(link) && words.contains(word);
+        let (matched, others): (BTreeSet<_>, BTreeSet<_>) =
+            all.iter().copied().partition(is_matched);
+        let (allow, deny) = (vec![], vec![rule.clone()]);
+        assert_eq!(announced(OfferPolicy { allow, deny }), others, "{rule:?}");
+        let (allow, deny) = (vec![rule.clone()], vec![]);
+        assert_eq!(announced(OfferPolicy { allow, deny }), matched, "{rule:?}");
+        // Deny overrides allow.
+        let (allow, deny) = (vec![OfferRule::default(), rule.clone()], vec![rule.clone()]);
+        assert_eq!(announced(OfferPolicy { allow, deny }), others, "{rule:?}");
+    }
+}
+
 fn templates() -> Vec<(&'static str, Vec<u8>)> {
     let mut mdns = vec![0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0];
     mdns.extend(b"\x07_secret\x04_tcp\x05local\x00\x00\x0c\x00\x01");
@@ -281,7 +510,8 @@ proptest! {
                 }
                 None => relay.handle(now, &message(link, &from, to, &payload), &mut ports),
             };
-            prop_assert!(received.len() <= 2);
+            let answers_of_others = received.iter().filter(|sent| sent.kind.1 == "answer").count();
+            prop_assert!(received.len() - answers_of_others <= 2 && answers_of_others <= 8);
             for sent in received {
                 let datagram = UdpDatagram::parse(&sent.packet, true);
                 prop_assert!(datagram.is_some());

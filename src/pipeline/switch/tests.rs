@@ -1,6 +1,7 @@
 //! Tests of the switch.
 
 use super::*;
+use crate::forward::segment::segment;
 use crate::model::{
     Group, InterfaceId, KernelForwarding, Link, Links, ProxyRule, RouteName, RouteRule,
     SourceFilter, TtlPolicy, TtlThreshold,

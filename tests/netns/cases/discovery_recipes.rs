@@ -1,7 +1,6 @@
 //! The recipes of docs/discovery.md, with the very settings of the document: what is found is
 //! connected to.
 
-use std::path::Path;
 use std::time::Duration;
 
 use super::cases;
@@ -9,6 +8,8 @@ use crate::lab::avahi::AvahiWithBus;
 use crate::lab::discovery_site::{
     Device, answers, asker, browse, discovery, read_from, serve, site, start, start_on,
 };
+use crate::lab::harness::pypi_program;
+use crate::lab::recipe_site::{Bridge, RecipeSite, python, recipe};
 use crate::lab::tun::TunPair;
 use crate::lab::{
     Capture, Lab, LinkEnd, Ns, Program, TIMEOUT, avahi, connect, eventually, wait_until,
@@ -22,6 +23,8 @@ cases!("discovery_recipes":
     #[Program("dbus-daemon", "dbus-daemon")] #[Program("ippeveprinter", "cups-ipp-utils")]
     guest_finds_printer_and_prints,
     #[Iptables] #[PyPi("wsdiscover")] camera_is_found_and_read_by_recorder,
+    #[Iptables] #[PyPi("aiohomekitctl")] home_assistant_controls_devices,
+    #[Iptables] #[PyPi("atvremote")] cast_and_airplay_devices_in_a_vlan_are_used,
     #[Iptables] #[Program("knxd", "knxd")] knx_gateway_is_found_and_connected_to,
     #[Iptables] #[Program("avahi-daemon", "avahi-daemon")] #[Python("zeroconf", "python3-zeroconf")]
     matter_device_is_found_and_read_over_ipv6,
@@ -30,19 +33,6 @@ cases!("discovery_recipes":
     #[Iptables] #[Program("ddsperf", "cyclonedds-tools")] dds_works_over_a_routed_bridge,
     #[Iptables] #[Program("ddsperf", "cyclonedds-tools")] dds_fails_behind_a_masquerading_bridge,
 );
-
-/// Returns the settings of a recipe: the first block of TOML below a heading of docs/discovery.md.
-/// In place of the network of the container engine, they name the bridge of the test.
-fn recipe(heading: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/discovery.md");
-    let text = std::fs::read_to_string(path).expect("the document");
-    let below = text.split_once(&format!("# {heading}\n"));
-    let (_, below) = below.unwrap_or_else(|| panic!("no heading {heading}"));
-    let section = below.split("\n##").next().unwrap_or(below);
-    let (_, block) = section.split_once("```toml\n").expect("settings");
-    let (settings, _) = block.split_once("```").expect("the end of the settings");
-    settings.replace("network:home", "br0")
-}
 
 /// Two networks, with a device in one and an asker in the other.
 ///
@@ -224,61 +214,82 @@ fn guest_finds_printer_and_prints(lab: &Lab) {
     eventually("the document arrives", true, is_spooled);
 }
 
-/// A camera as ONVIF describes it: offers itself by WS-Discovery.
-const CAMERA: &str = r#"
-import sys, time
-from wsdiscovery import QName, Scope
-from wsdiscovery.publishing import ThreadedWSPublishing
-publisher = ThreadedWSPublishing()
-publisher.start()
-kind = QName("http://www.onvif.org/ver10/network/wsdl", "NetworkVideoTransmitter")
-publisher.publishService([kind], [Scope("onvif://www.onvif.org/name/door")], [sys.argv[1]])
-time.sleep(1000)
-"#;
-
-/// A recorder: asks for cameras, and prints their addresses.
-const RECORDER: &str = r#"
-from wsdiscovery import QName
-from wsdiscovery.discovery import ThreadedWSDiscovery
-discovery = ThreadedWSDiscovery()
-discovery.start()
-kind = QName("http://www.onvif.org/ver10/network/wsdl", "NetworkVideoTransmitter")
-while True:
-    for service in discovery.searchServices(types=[kind], timeout=2):
-        for address in service.getXAddrs():
-            print("found", address, flush=True)
-"#;
-
-/// A camera on the LAN and a recorder in a container, with the library WSDiscovery on both sides.
 fn camera_is_found_and_read_by_recorder(lab: &Lab) {
-    let site = site(lab, 1);
-    // The library answers questions over IPv6 with an IPv4 socket, and ends.
-    for ns in [&site.device, &site.containers[0]] {
-        ns.sysctl("net/ipv6/conf/all/disable_ipv6", "1");
-    }
-    let _router = start(
-        lab,
-        &site,
-        &recipe("ONVIF cameras for a recorder in a container"),
-    );
-    serve(&site.device, 80, "a picture");
-    let url = "http://10.0.0.10/onvif/device_service";
-    let _camera = python(lab, &site.device, CAMERA, &[url]);
-    let recorder = python(lab, &site.containers[0], RECORDER, &[]);
-    let found = format!("found {url}");
-    let is_found = wait_until(TIMEOUT, || recorder.stdout().contains(&found));
-    assert!(is_found, "{}{}", recorder.stdout(), recorder.stderr());
-    assert_eq!(read_from(&site.containers[0], "10.0.0.10:80"), "a picture");
+    find_camera(lab, &RecipeSite::plain(lab, Bridge::Masqueraded));
 }
 
-/// Starts a script with the packages from PyPI.
-fn python(lab: &Lab, ns: &Ns, script: &str, arguments: &[&str]) -> Program {
-    let file = lab.file("script.py");
-    std::fs::write(&file, script).expect("a script");
-    let python = crate::lab::harness::pypi_program("python3");
-    let mut words = vec![Path::to_str(&file).expect("a path")];
-    words.extend(arguments);
-    ns.spawn(lab, python.to_str().expect("a path"), &words)
+/// A camera on the LAN and a recorder in a container, with the library WSDiscovery on both sides.
+pub(super) fn find_camera(lab: &Lab, site: &RecipeSite) {
+    // The library answers questions over IPv6 with an IPv4 socket, and ends.
+    for ns in [&site.device, &site.container] {
+        ns.sysctl("net/ipv6/conf/all/disable_ipv6", "1");
+    }
+    let _router = site.start(lab, "ONVIF cameras for a recorder in a container");
+    serve(&site.device, 80, "a picture");
+    let url = "http://10.0.0.10/onvif/device_service";
+    let camera = python(lab, &site.device, "onvif_camera", &[url]);
+    let recorder = python(lab, &site.container, "onvif_recorder", &[]);
+    expect_printed(&recorder, &camera, &format!("found {url}"));
+    assert_eq!(read_from(&site.container, "10.0.0.10:80"), "a picture");
+}
+
+/// Waits until a client has printed a text.
+#[track_caller]
+fn expect_printed(client: &Program, device: &Program, text: &str) {
+    let is_printed = wait_until(TIMEOUT, || client.stdout().contains(text));
+    let all = [client, device].map(|program| program.stdout() + &program.stderr());
+    assert!(is_printed, "{text:?} is not in the output: {all:?}");
+}
+
+fn home_assistant_controls_devices(lab: &Lab) {
+    control_devices(lab, &RecipeSite::plain(lab, Bridge::Masqueraded));
+}
+
+/// The libraries of Home Assistant in a container find devices of HomeKit and ESPHome on the LAN, and
+/// switch them on: aiohomekit pairs with an accessory of HAP-python, and aioesphomeapi connects to
+/// the name of a device.
+pub(super) fn control_devices(lab: &Lab, site: &RecipeSite) {
+    let _router = site.start(lab, "Home Assistant in a bridge network");
+    let pairings = lab.file("accessory.state").display().to_string();
+    let device = |script, arguments: &[&str]| {
+        let arguments = [&["10.0.0.10"][..], arguments].concat();
+        python(lab, &site.device, script, &arguments)
+    };
+    let lamp = device("homekit_accessory", &[&pairings]);
+    let switch = device("esphome_device", &[]);
+    let [controller, client] = ["homekit_controller", "esphome_client"]
+        .map(|script| python(lab, &site.container, script, &["172.20.0.2"]));
+    expect_printed(&controller, &lamp, "found Lamp 000007 10.0.0.10");
+    expect_printed(&lamp, &controller, "the lamp is on");
+    expect_printed(&client, &switch, "connected to lamp");
+    expect_printed(&switch, &client, "switch 7 is on");
+}
+
+/// pychromecast and atvremote of pyatv find devices in a VLAN and use them: one changes the volume,
+/// and the other one plays a video.
+fn cast_and_airplay_devices_in_a_vlan_are_used(lab: &Lab) {
+    let networks = Networks::new(lab, "vlan20", "eth0");
+    let settings = recipe("Chromecast and AirPlay in a VLAN");
+    let _router = start_on(lab, &networks.rtr, &settings, &["vlan20", "eth0"]);
+    let device = |script| python(lab, &networks.device, script, &["10.1.0.10"]);
+    let (cast, airplay) = (device("cast_device"), device("airplay_device"));
+    let client = python(lab, &networks.asker, "cast_client", &["10.2.0.10"]);
+    expect_printed(&client, &cast, "volume 0.75");
+    expect_printed(&cast, &client, "volume 0.25");
+    let remote = pypi_program("atvremote");
+    let remote = remote.to_str().expect("a path");
+    let url = "http://10.2.0.10/video.mp4";
+    let play = format!("play_url={url}");
+    let words = ["--storage", "none", "-t", "3", "-n", "Living Room", &play];
+    let mut printed = String::new();
+    // The scan ends after three seconds. On a busy machine that may be too early.
+    let is_played = wait_until(TIMEOUT, || {
+        let mut remote = networks.asker.spawn(lab, remote, &words);
+        remote.wait();
+        printed = remote.stdout() + &remote.stderr();
+        airplay.stdout().contains(&format!("plays {url}"))
+    });
+    assert!(is_played, "{printed}{}", airplay.stderr());
 }
 
 /// Returns a header of KNXnet/IP and what follows it, with the length of both.
@@ -294,12 +305,15 @@ fn knx(service: u16, body: &[u8]) -> Vec<u8> {
     .concat()
 }
 
+fn knx_gateway_is_found_and_connected_to(lab: &Lab) {
+    open_knx_tunnel(lab, &RecipeSite::plain(lab, Bridge::Masqueraded));
+}
+
 /// knxd on the LAN is a gateway. A container searches for it, and opens a tunnel with the NAT mode
 /// of ISO 22510: the addresses in the request are zero.
-fn knx_gateway_is_found_and_connected_to(lab: &Lab) {
-    let site = site(lab, 1);
+pub(super) fn open_knx_tunnel(lab: &Lab, site: &RecipeSite) {
     site.device.ip("route add 224.0.0.0/4 dev eth0");
-    let _router = start(lab, &site, &recipe("KNX/IP"));
+    let _router = site.start(lab, "KNX/IP");
     let bus = lab.file("bus");
     let bus = bus.to_str().expect("a path");
     let words = [
@@ -307,7 +321,7 @@ fn knx_gateway_is_found_and_connected_to(lab: &Lab) {
     ];
     let words = [&words[..], &["-b", "dummy:"]].concat();
     let gateway = site.device.spawn(lab, "knxd", &words);
-    let socket = asker(&site.containers[0], "172.20.0.2:0");
+    let socket = asker(&site.container, "172.20.0.2:0");
     let port = socket.local_addr().expect("an address").port();
     let endpoint = [&[8, 1, 172, 20, 0, 2][..], &port.to_be_bytes()].concat();
     let ask = |request: Vec<u8>, to: &str| {
@@ -342,24 +356,25 @@ fn knx_gateway_is_found_and_connected_to(lab: &Lab) {
     );
 }
 
+fn matter_device_is_found_and_read_over_ipv6(lab: &Lab) {
+    read_matter_device(lab, &RecipeSite::plain(lab, Bridge::Masqueraded));
+}
+
 /// A device of Matter offers itself on ff02::fb with an address of the site, and a controller in a
 /// container finds it and connects.
-fn matter_device_is_found_and_read_over_ipv6(lab: &Lab) {
-    let site = site(lab, 1);
-    let container = &site.containers[0];
+pub(super) fn read_matter_device(lab: &Lab, site: &RecipeSite) {
+    let container = &site.container;
     site.rtr.sysctl("net/ipv6/conf/all/forwarding", "1");
-    container.ip("-6 route add default via fd20::1");
+    container.ip("-6 route replace default via fd20::1");
     site.device.ip("-6 route add fd20::/64 via fd00::1");
-    let _router = start(lab, &site, &recipe("Matter"));
+    let _router = site.start(lab, "Matter");
     serve(&site.device, 5540, "a light");
     let service = [("2906C908D115D362-8FC7772401CD0696", "_matter._tcp", 5540)];
     site.device
         .ip("address flush dev eth0 scope global to 10.0.0.0/24");
-    let _device = avahi::start(lab, &site.device, "light", &["eth0"], &service, false);
+    let device = avahi::start(lab, &site.device, "light", &["eth0"], &service, false);
     let browser = browse(lab, container, "fd20::2", &["_matter._tcp.local."]);
-    let read = "fd00::10 5540 a light";
-    let is_read = wait_until(TIMEOUT, || browser.stdout().contains(read));
-    assert!(is_read, "{}{}", browser.stdout(), browser.stderr());
+    expect_printed(&browser, &device, "fd00::10 5540 a light");
 }
 
 /// Two sites with a router each, and a tunnel between the routers: what one site offers is found and
@@ -439,16 +454,14 @@ fn ddsperf(lab: &Lab, publisher: &Ns, subscriber: &Ns, wants: &[&str]) -> (bool,
     (status.success(), text)
 }
 
+fn dds_works_over_a_routed_bridge(lab: &Lab) {
+    receive_samples(lab, &RecipeSite::plain(lab, Bridge::Routed));
+}
+
 /// Without masquerade, and with routes in both directions, participants find each other through one
 /// rule, and samples arrive.
-fn dds_works_over_a_routed_bridge(lab: &Lab) {
-    let site = site(lab, 1);
-    let rules =
-        "iptables -t nat -F POSTROUTING && iptables -A FORWARD -i eth0 -o br0 -p udp -j ACCEPT";
-    let routed = site.rtr.output("sh", &["-c", rules]);
-    assert!(routed.status.success(), "{routed:?}");
-    site.device.ip("route add 172.20.0.0/16 via 10.0.0.1");
-    let _router = start(lab, &site, &recipe("DDS and ROS 2"));
+pub(super) fn receive_samples(lab: &Lab, site: &RecipeSite) {
+    let _router = site.start(lab, "DDS and ROS 2");
     let wants = [
         "-D",
         "8",
@@ -459,7 +472,7 @@ fn dds_works_over_a_routed_bridge(lab: &Lab) {
         "-Q",
         "samples:100",
     ];
-    let (is_received, text) = ddsperf(lab, &site.device, &site.containers[0], &wants);
+    let (is_received, text) = ddsperf(lab, &site.device, &site.container, &wants);
     assert!(is_received, "{text}");
 }
 

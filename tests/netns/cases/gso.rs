@@ -53,7 +53,9 @@ fn count_unsegmented(capture: &Capture, group: &str) -> usize {
 
 /// Turns off segmentation and checksum offload, so that the kernel does both in software.
 pub(super) fn without_offload(ns: &Ns, iface: &str) {
-    let done = ns.output("ethtool", &["-K", iface, "tx", "off"]);
+    // Before Linux 6.12, segmentation of UDP stays on without checksums.
+    let features = ["-K", iface, "tx", "off", "tx-udp-segmentation", "off"];
+    let done = ns.output("ethtool", &features);
     assert!(done.status.success(), "{done:?}");
     let all = ns.output("ethtool", &["-k", iface]);
     let all = String::from_utf8_lossy(&all.stdout).into_owned();

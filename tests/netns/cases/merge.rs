@@ -13,6 +13,7 @@ cases!("merge":
     independent_losses_of_two_paths_are_repaired,
     correlated_losses_with_reordering_are_the_joint_loss,
     wrapping_rtp_stream_leaves_with_the_source_of_the_first_path,
+    second_path_with_another_group_leaves_as_the_first,
     restarted_sender_loses_and_doubles_nothing,
     path_that_dies_and_returns_interrupts_nothing,
     packets_without_number_are_merged_by_their_payload,
@@ -43,6 +44,8 @@ struct Paths {
     star: Star,
     router: Router,
     injectors: [Injector; 2],
+    /// Group and port of the packets on each path.
+    destinations: [&'static str; 2],
     /// What arrives at the router on each path.
     arrived: [Capture; 2],
     received: Capture,
@@ -60,6 +63,7 @@ fn start(lab: &Lab, toml: &str) -> Paths {
             Capture::new(&star.rtr, "in"),
             Capture::new(&star.rtr, "out2"),
         ],
+        destinations: [DST; 2],
         received: Capture::new(&star.rcv, "eth1"),
         router,
         star,
@@ -97,7 +101,8 @@ impl Paths {
                 }
                 let jitter = random.below(impairment.jitter_us as usize + 1) as u64;
                 let due_us = (at as u64 + impairment.delay_ms) * 1000 + jitter;
-                let frame = Udp::new(SOURCES[path], DST, payload).id(at as u16).frame();
+                let udp = Udp::new(SOURCES[path], self.destinations[path], payload);
+                let frame = udp.id(at as u16).frame();
                 schedule.push((Duration::from_micros(due_us), path, frame));
             }
         }
@@ -112,8 +117,9 @@ impl Paths {
 
     /// Returns the number of each packet that arrived on a path.
     fn arrived(&self, number: fn(&[u8]) -> u32) -> [BTreeSet<u32>; 2] {
-        self.arrived.each_ref().map(|capture| {
-            let packets = capture.to(GROUP);
+        [0, 1].map(|path| {
+            let (group, _) = self.destinations[path].split_once(':').expect("a port");
+            let packets = self.arrived[path].to(group);
             packets
                 .iter()
                 .map(|packet| number(packet.payload()))
@@ -292,6 +298,47 @@ fn wrapping_rtp_stream_leaves_with_the_source_of_the_first_path(lab: &Lab) {
         assert!(packet.udp_ok() && packet.header_ok);
         assert_eq!(packet.ttl, 15);
     }
+}
+
+fn second_path_with_another_group_leaves_as_the_first(lab: &Lab) {
+    const SECOND: &str = "239.2.2.2";
+    let merge = format!(
+        "merge = {{ with = \"out2\", {WINDOW}, source = \"10.0.2.10\", group = \"{SECOND}\" }}\n"
+    );
+    let toml = route("feed", "in", "10.0.0.10", GROUP, &["out1"], &merge);
+    let mut paths = start(lab, &toml);
+    paths.destinations[1] = "239.2.2.2:5004";
+    // Each path has the group of its own packets.
+    for (interface, group) in [("in", GROUP), ("out2", SECOND)] {
+        eventually("the joined group", true, || {
+            let groups = paths.router.run("show groups");
+            let has = |line: &str, word: &str| line.split_whitespace().any(|w| w == word);
+            (groups.lines()).any(|line| has(line, interface) && line.contains(group))
+        });
+    }
+    let lost = [random_losses(1000, 10, 11), random_losses(1000, 10, 12)];
+    let first = Impairment {
+        is_lost: &|at| lost[0][at],
+        ..Impairment::delay(0)
+    };
+    let second = Impairment {
+        is_lost: &|at| lost[1][at],
+        ..Impairment::delay(20)
+    };
+    paths.send(&rtp(0..1000), [first, second]);
+    paths.expect_union(number_after_rtp, true);
+    for packet in paths.received.to(GROUP) {
+        assert_eq!(packet.src.to_string(), "10.0.0.10");
+        assert!(packet.udp_ok() && packet.header_ok);
+    }
+    assert_eq!(paths.received.to(SECOND).len(), 0);
+    let [first, second] = paths.arrived(number_after_rtp);
+    paths.expect("received_packets", Some("first"), first.len() as u64);
+    paths.expect("received_packets", Some("second"), second.len() as u64);
+    let text = paths
+        .router
+        .run("explain 10.0.2.10 239.2.2.2:5004 --iif out2");
+    assert!(text.contains("merges it with in by rtp"), "{text}");
 }
 
 fn restarted_sender_loses_and_doubles_nothing(lab: &Lab) {

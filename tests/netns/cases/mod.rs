@@ -16,6 +16,7 @@ mod compose;
 mod containers_soak;
 mod control;
 mod discovery;
+mod discovery_docker;
 mod discovery_programs;
 mod discovery_recipes;
 mod discovery_scale;
@@ -74,6 +75,7 @@ mod smcroute_commands;
 mod smcroute_files;
 mod smcroute_forwarding;
 mod smcroute_process;
+mod stream_events;
 mod stream_health;
 mod top;
 mod trace;
@@ -134,6 +136,7 @@ pub fn all() -> Vec<Case> {
         doctor::cases(),
         driad_ingest::cases(),
         drops::cases(),
+        stream_events::cases(),
         stream_health::cases(),
         ebpf::cases(),
         ebpf_restart::cases(),
@@ -145,6 +148,7 @@ pub fn all() -> Vec<Case> {
         prometheus::cases(),
         discovery::cases(),
         merge::cases(),
+        discovery_docker::cases(),
         discovery_programs::cases(),
         discovery_recipes::cases(),
         discovery_scale::cases(),

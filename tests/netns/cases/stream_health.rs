@@ -1,19 +1,17 @@
-//! Monitored streams: whose fault a loss is, events and alerts, and the limit.
+//! Monitored streams: whose fault a loss is, and the limit.
 
-use std::io::{Read, Write};
-use std::net::TcpListener;
-use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::{cases, route};
-use crate::lab::{Injector, Lab, Ns, Router, Star, Udp, eventually, wait_until};
+use crate::lab::{Injector, Lab, Router, Star, Udp, eventually};
 
 cases!("stream_health":
     losses_before_the_router_and_in_it_are_told_apart,
     packets_with_ttl_1_are_lost_here,
-    silence_and_return_are_logged_and_alerted,
+    blocked_egress_loses_here_by_queue_full,
+    full_capture_socket_loses_here_by_socket,
     streams_beyond_the_limit_are_counted,
 );
 
@@ -167,6 +165,119 @@ fn losses_before_the_router_and_in_it_are_told_apart(lab: &Lab) {
     );
 }
 
+/// The queue of the device keeps all packets, so the send buffer of the egress fills, and then the
+/// queue of the router.
+fn blocked_egress_loses_here_by_queue_full(lab: &Lab) {
+    const PACKETS: u16 = 6000;
+    let star = Star::v4(lab, 1);
+    let tc = |words: &str| {
+        let words: Vec<_> = words.split(' ').collect();
+        let done = star.rtr.output("tc", &words);
+        assert!(done.status.success(), "{done:?}");
+    };
+    tc("qdisc add dev out1 root tbf rate 8kbit burst 20kb limit 64mb");
+    let toml = route("r", "in", "", "225.1.2.3", &["out1"], "monitor = \"rtp\"\n")
+        + "[monitor]\nsilent_after = \"1h\"\n";
+    let router = Router::start(lab, &star.rtr, &toml);
+    let inject = Injector::new(&star.src, "eth0");
+    for number in 0..PACKETS {
+        inject.send(&rtp("225.1.2.3", number, 1400).frame());
+        if number % 20 == 0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    let arrived = || stream(&router, "225.1.2.3")["ingress"]["packets"].clone();
+    eventually("each packet arrives", json!(PACKETS), arrived);
+    tc("qdisc del dev out1 root");
+    let mut lost = 0;
+    eventually(
+        "each packet is sent or lost here",
+        u64::from(PACKETS),
+        || {
+            let stream = stream(&router, "225.1.2.3");
+            let sent = stream["egresses"][0]["health"]["packets"].as_u64();
+            lost = stream["lost_here"]["queue_full"]["total"]
+                .as_u64()
+                .unwrap_or_default();
+            sent.unwrap_or_default() + lost
+        },
+    );
+    assert!(lost > 100, "{lost}");
+    let stream = stream(&router, "225.1.2.3");
+    let here = json!({"queue_full": {"total": lost, "minute": lost}});
+    assert_eq!(stream["lost_here"], here);
+    assert_eq!(stream["egresses"][0]["lost_here"], here);
+    assert_eq!(stream["lost_before"]["total"], 0);
+    assert_eq!(stream["verdict"], "lost_here");
+    let text = text(&router);
+    let expected = format!("Lost here (queue_full): {lost} packets were dropped on out1");
+    assert!(text.contains(&expected), "{text}");
+    router.expect_dropped("queue_full", "out1", lost);
+    let labels = [("group", "225.1.2.3"), ("reason", "queue_full")];
+    router.expect_metric("mcastor_stream_lost_here_packets_total", &labels, lost);
+}
+
+/// Five packets are lost before the router. While it is stopped, the kernel drops others, because
+/// the capture socket is full.
+fn full_capture_socket_loses_here_by_socket(lab: &Lab) {
+    const BURST: u32 = 15_000;
+    let star = Star::v4(lab, 1);
+    // No join: its reports would be among the dropped packets.
+    let extra = "join = false\nmonitor = \"sequence\"\n";
+    let toml = route("r", "in", "", "225.1.2.3", &["out1"], extra)
+        + "[monitor]\nsilent_after = \"1h\"\nsequence_offset = 0\nsequence_bytes = 4\n";
+    let mut router = Router::start(lab, &star.rtr, &toml);
+    let inject = Injector::new(&star.src, "eth0");
+    let send = |numbers: std::ops::Range<u32>| {
+        for number in numbers {
+            let mut payload = vec![0; 1372];
+            payload[..4].copy_from_slice(&number.to_be_bytes());
+            inject.send(&Udp::new(SOURCE, "225.1.2.3:5004", payload).frame());
+        }
+    };
+    let counts = |router: &Router| {
+        let arrived = stream(router, "225.1.2.3")["ingress"]["packets"].as_u64();
+        let dropped = router.metric("mcastor_socket_dropped_packets_total", &[("iface", "in")]);
+        (arrived.unwrap_or_default(), dropped as u64)
+    };
+    send(0..20);
+    send(25..45);
+    eventually("the first packets", (40, 0), || counts(&router));
+    router.program.signal(libc::SIGSTOP);
+    send(45..45 + BURST);
+    router.program.signal(libc::SIGCONT);
+    let all = u64::from(40 + BURST);
+    eventually("each packet is read or dropped", all, || {
+        let (arrived, dropped) = counts(&router);
+        arrived + dropped
+    });
+    let (_, dropped) = counts(&router);
+    assert!(dropped > 100, "{dropped}");
+    // The numbers after the gap.
+    send(45 + BURST..65 + BURST);
+    let seen = || {
+        let stream = stream(&router, "225.1.2.3");
+        let here = &stream["lost_here"];
+        (stream["lost_before"]["total"].clone(), here.clone())
+    };
+    let here = json!({"socket": {"total": dropped, "minute": dropped}});
+    eventually("who lost them", (json!(5), here), seen);
+    assert_eq!(
+        stream(&router, "225.1.2.3")["verdict"],
+        "lost_before_and_here"
+    );
+    let text = text(&router);
+    let expected = format!("Lost here (socket): {dropped} packets were dropped in the last minute");
+    assert!(text.contains(&expected), "{text}");
+    // Of all packets that were sent: 5 of 15,065.
+    assert!(
+        text.contains("Lost before us: 5 packets (0.033 %)"),
+        "{text}"
+    );
+    let labels = [("group", "225.1.2.3"), ("reason", "socket")];
+    router.expect_metric("mcastor_stream_lost_here_packets_total", &labels, dropped);
+}
+
 /// A stream whose packets all have too low a TTL is never forwarded, and is monitored.
 fn packets_with_ttl_1_are_lost_here(lab: &Lab) {
     let star = Star::v4(lab, 1);
@@ -187,99 +298,6 @@ fn packets_with_ttl_1_are_lost_here(lab: &Lab) {
     eventually("the packets", (json!(30), json!(0)), here);
     let text = text(&router);
     assert!(text.contains("Raise the TTL at the sender."), "{text}");
-}
-
-/// Receives requests of the router, and answers each with 200. Returns their bodies.
-fn webhook(ns: &Ns, address: &str) -> Receiver<Value> {
-    let listener = ns.enter(|| TcpListener::bind(address)).expect("a socket");
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(mut stream) = stream else { return };
-            let mut request = Vec::new();
-            let mut buffer = [0; 4096];
-            let body = loop {
-                let Ok(len @ 1..) = stream.read(&mut buffer) else {
-                    break None;
-                };
-                request.extend_from_slice(&buffer[..len]);
-                let text = String::from_utf8_lossy(&request);
-                let Some((head, body)) = text.split_once("\r\n\r\n") else {
-                    continue;
-                };
-                assert!(head.starts_with("POST /api/v2/alerts HTTP/1.1"), "{head}");
-                if let Ok(body) = serde_json::from_str::<Value>(body) {
-                    break Some(body);
-                }
-            };
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
-            if body.is_some_and(|body| sender.send(body).is_err()) {
-                return;
-            }
-        }
-    });
-    receiver
-}
-
-fn silence_and_return_are_logged_and_alerted(lab: &Lab) {
-    let star = Star::v4(lab, 1);
-    let alerts = webhook(&star.rtr, "127.0.0.1:9093");
-    let toml = route(
-        "r",
-        "in",
-        "",
-        "225.1.2.3",
-        &["out1"],
-        "monitor = \"rate\"\n",
-    ) + "[monitor]\nsilent_after = \"1s\"\n\
-           webhook = \"http://127.0.0.1:9093/api/v2/alerts\"\n";
-    let router = Router::start(lab, &star.rtr, &toml);
-    let inject = Injector::new(&star.src, "eth0");
-    let verdict = || stream(&router, "225.1.2.3")["verdict"].clone();
-    let send = || {
-        inject.send(&Udp::new(SOURCE, "225.1.2.3:5000", "x").frame());
-        verdict()
-    };
-    eventually("a fine stream", json!("fine"), send);
-    eventually("silence", json!("silent"), verdict);
-    let logged = |text: &str| router.program.stderr().contains(text);
-    let silent = "stream (10.0.0.10, 225.1.2.3) from in: silent: No packet has arrived for";
-    assert!(
-        wait_until(crate::lab::TIMEOUT, || logged(silent)),
-        "the event in the log"
-    );
-    let alert = alerts.recv_timeout(crate::lab::TIMEOUT).expect("an alert")[0].clone();
-    let labels = json!({
-        "alertname": "McastorStreamSilent", "iif": "in", "source": "10.0.0.10",
-        "group": "225.1.2.3", "route": "r",
-    });
-    assert_eq!(alert["labels"], labels);
-    assert!(
-        alert["endsAt"].as_str() > alert["startsAt"].as_str(),
-        "{alert}"
-    );
-
-    let back = "stream (10.0.0.10, 225.1.2.3) from in: back: packets arrive again";
-    eventually("packets again", true, || {
-        send() == json!("fine") && logged(back)
-    });
-    let ended = alerts.recv_timeout(crate::lab::TIMEOUT).expect("the end")[0].clone();
-    assert_eq!(
-        (&ended["labels"], &ended["startsAt"]),
-        (&labels, &alert["startsAt"])
-    );
-    assert!(
-        ended["endsAt"].as_str() <= alert["endsAt"].as_str(),
-        "{ended}"
-    );
-    for event in ["silent", "back"] {
-        let count = router.metric("mcastor_stream_events_total", &[("event", event)]);
-        assert!(count >= 1.0, "{event}");
-    }
-    let labels = [("result", "sent")];
-    eventually("requests", true, || {
-        router.metric("mcastor_stream_alert_requests_total", &labels) >= 2.0
-    });
 }
 
 fn streams_beyond_the_limit_are_counted(lab: &Lab) {

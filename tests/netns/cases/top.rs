@@ -6,6 +6,7 @@ use crate::lab::{Injector, Lab, Ns, Program, Router, Star, TIMEOUT, Udp, eventua
 
 cases!("top":
     #[Program("tmux", "tmux")] top_shows_counted_traffic_and_opens_a_flow,
+    #[Program("tmux", "tmux")] top_finds_a_flow_beyond_those_that_it_reads,
     #[Program("tmux", "tmux")] top_leaves_the_terminal_as_it_was,
     top_prints_plain_lines_without_a_terminal,
 );
@@ -174,6 +175,39 @@ fn top_shows_counted_traffic_and_opens_a_flow(lab: &Lab) {
     terminal.expect("only rows with these words");
     terminal.keys(&["x", "q"]);
     terminal.expect("ready>");
+}
+
+/// Top reads the 1,000 flows with the most packets. The one that is searched for has the fewest.
+fn top_finds_a_flow_beyond_those_that_it_reads(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let toml = route("r", "in", "", "225.0.0.0/8", &["out1"], "join = false\n");
+    let router = Router::start(lab, &star.rtr, &toml);
+    let inject = Injector::new(&star.src, "eth0");
+    let send = |group: &str, packets| {
+        let frame = Udp::new("10.0.0.10:9", &format!("{group}:5000"), "x").frame();
+        (0..packets).for_each(|_| inject.send(&frame));
+    };
+    for n in 0..1500 {
+        send(&format!("225.1.{}.{}", n / 200, n % 200), 2);
+        if n % 20 == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+    send("225.77.1.1", 1);
+    router.expect_routed("r", "out1", 3001);
+    let terminal = Terminal::new(lab, &star.rtr);
+    terminal.top(&router, "--view flows");
+    terminal.expect("225.1.");
+    // A prefix, which only the router understands.
+    terminal.keys(&["/", "225.77.0.0/16", "Enter"]);
+    let screen = terminal.expect("225.77.1.1");
+    assert!(line(&screen, &["225.77.1.1"]).contains(&"1"), "{screen}");
+    assert!(!screen.contains("225.1."), "{screen}");
+    terminal.keys(&["Escape"]);
+    terminal.expect_screen("the flows with the most packets", |screen| {
+        screen.contains("225.1.") && !screen.contains("225.77.1.1")
+    });
+    terminal.keys(&["q"]);
 }
 
 fn top_leaves_the_terminal_as_it_was(lab: &Lab) {

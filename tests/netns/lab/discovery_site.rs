@@ -36,12 +36,16 @@ pub struct Site {
     pub containers: Vec<Ns>,
 }
 
-/// A firewall as that of a container engine on a host that admits nothing.
+/// A firewall as that of a container engine.
 const FIREWALL: &str = "set -e
 iptables -t nat -A POSTROUTING -s 172.20.0.0/16 -o eth0 -j MASQUERADE
 iptables -P FORWARD DROP
 iptables -A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
 iptables -A FORWARD -i br0 -j ACCEPT
+";
+
+/// A firewall of the host itself that admits nothing.
+const INPUT_FIREWALL: &str = "set -e
 for program in iptables ip6tables; do
   $program -P INPUT DROP
   $program -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
@@ -49,6 +53,12 @@ for program in iptables ip6tables; do
 done
 ip6tables -A INPUT -p ipv6-icmp -j ACCEPT
 ";
+
+/// Lets a host admit nothing but answers to what it sent.
+pub fn drop_input(ns: &Ns) {
+    let firewall = ns.output("sh", &["-c", INPUT_FIREWALL]);
+    assert!(firewall.status.success(), "{firewall:?}");
+}
 
 /// Creates a site with this number of containers.
 pub fn site(lab: &Lab, containers: usize) -> Site {
@@ -64,6 +74,7 @@ pub fn site(lab: &Lab, containers: usize) -> Site {
     rtr.sysctl("net/ipv4/ip_forward", "1");
     let firewall = rtr.output("sh", &["-c", FIREWALL]);
     assert!(firewall.status.success(), "{firewall:?}");
+    drop_input(&rtr);
     let containers = (0..containers).map(|n| {
         let container = lab.ns(&format!("c{n}"));
         let port = format!("c{n}");

@@ -27,6 +27,7 @@ pub mod pcap;
 pub mod program;
 pub mod proxy;
 pub mod random;
+pub mod recipe_site;
 pub mod router;
 pub mod smcroute;
 pub mod star;
@@ -34,6 +35,7 @@ pub mod switch;
 pub mod tshark;
 pub mod tun;
 pub mod udp;
+pub mod webhook;
 
 pub use docker::Docker;
 pub use frame::{IpPacket, Udp};
