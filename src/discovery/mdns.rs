@@ -4,6 +4,7 @@
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
 
 use ahash::AHashSet;
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
@@ -101,7 +102,7 @@ const MAX_SERVICES: usize = 64;
 const MAX_ALL_SERVICES: usize = 8192;
 /// Longest time for which an instance or host counts as present on a link: the TTL that RFC 6762
 /// section 10 recommends for records without a host name.
-const MAX_PRESENCE: std::time::Duration = std::time::Duration::from_secs(75 * 60);
+const MAX_PRESENCE: Duration = Duration::from_secs(75 * 60);
 
 /// The services of a host.
 #[derive(Debug)]
@@ -121,17 +122,17 @@ struct InstanceHost {
 /// Whether a record of an instance or host is as old as its TTL.
 #[derive(Debug)]
 struct Presence {
-    until: std::time::Instant,
+    until: Instant,
     is_over: bool,
 }
 
 impl Presence {
-    fn new(until: std::time::Instant) -> Self {
+    fn new(until: Instant) -> Self {
         let is_over = false;
         Self { until, is_over }
     }
 
-    fn expire(&mut self, now: std::time::Instant) {
+    fn expire(&mut self, now: Instant) {
         self.is_over |= self.until <= now;
     }
 }
@@ -161,7 +162,7 @@ impl Default for ServiceHosts {
 
 impl ServiceHosts {
     /// Learns from the SRV records of a response that arrived on a link.
-    pub fn learn(&mut self, now: std::time::Instant, link: InterfaceId, message: &MdnsMessage) {
+    pub fn learn(&mut self, now: Instant, link: InterfaceId, message: &MdnsMessage) {
         let sections = [
             &message.0.answers,
             &message.0.authorities,
@@ -188,7 +189,7 @@ impl ServiceHosts {
                 }
                 continue;
             }
-            let ttl = std::time::Duration::from_secs(record.ttl.into()).min(MAX_PRESENCE);
+            let ttl = Duration::from_secs(record.ttl.into()).min(MAX_PRESENCE);
             let until = now + ttl;
             self.add(
                 (link, host.clone()),
@@ -201,12 +202,7 @@ impl ServiceHosts {
         }
     }
 
-    fn add(
-        &mut self,
-        host: (InterfaceId, String),
-        service: (String, String),
-        until: std::time::Instant,
-    ) {
+    fn add(&mut self, host: (InterfaceId, String), service: (String, String), until: Instant) {
         let is_full = self.services.len() == self.services.cap().get();
         if is_full && !self.services.contains(&host) {
             self.forget_oldest_host();
@@ -231,7 +227,7 @@ impl ServiceHosts {
     }
 
     /// Notes that hosts and instances are no longer present whose records have expired.
-    pub fn expire(&mut self, now: std::time::Instant) {
+    pub fn expire(&mut self, now: Instant) {
         let services = self.services.iter_mut().map(|(_, s)| &mut s.presence);
         let hosts = self.hosts.iter_mut().map(|(_, h)| &mut h.presence);
         services.chain(hosts).for_each(|p| p.expire(now));

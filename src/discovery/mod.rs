@@ -7,8 +7,8 @@
 //!
 //! ```text
 //! protocol, reason ▷ ssdp, ws_discovery, knx, offer ▷ config ▷ link_table ▷ mdns ▷ gate ▷ message
-//!     ▷ askers, repeats, recent_responses, observed, rule_table ▷ relayed_message ▷ decision_log
-//!     ▷ relay
+//!     ▷ askers, repeats, recent_responses, work_limit, observed, rule_table ▷ relayed_message
+//!     ▷ decision_log ▷ relay
 //! ```
 
 pub mod askers;
