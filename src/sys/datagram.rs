@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::buffer::Buffer;
 use super::limits::{DescriptorUse, outside_reserve};
@@ -13,8 +13,7 @@ use super::message_batch::{ControlBuffer, KernelData, MessageBatch, now_ns};
 use super::packet::set_option_int;
 use crate::model::TunnelEndpoint;
 
-/// Size of the receive and send buffers in bytes. A gateway that reads each millisecond needs space
-/// for what arrives in two of them at the rate of a fast link.
+/// Size of the receive and send buffers in bytes.
 const BUFFER_BYTES: usize = 8 << 20;
 
 /// Largest number of datagrams of one call of `sendmmsg`.
@@ -130,13 +129,6 @@ impl DatagramSocket {
         let local = UdpSocket::from(fd.try_clone()?).local_addr()?;
         let fd = outside_reserve(fd, DescriptorUse::Packets)?;
         Ok(Self { fd, local })
-    }
-
-    /// Returns whether the receive buffer has its full size: without CAP_NET_ADMIN, the kernel
-    /// limits it (`net.core.rmem_max`).
-    pub fn has_full_buffer(&self) -> bool {
-        let size = SockRef::from(&self.fd).recv_buffer_size();
-        size.is_ok_and(|size| size >= BUFFER_BYTES)
     }
 
     /// Returns the address that the socket is bound to.
