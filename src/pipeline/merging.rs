@@ -15,6 +15,8 @@ pub(super) struct Merging {
     merges: Option<Arc<Merges>>,
     generation: u64,
     by_route: AHashMap<RouteName, (MergePath, Arc<SharedMerge>)>,
+    /// Merges of former tables that hold packets.
+    replaced: Vec<Arc<SharedMerge>>,
     /// The number of batches.
     batches: Cell<u64>,
 }
@@ -42,7 +44,24 @@ impl Merging {
             (route.clone(), (rule.path, shared))
         });
         // The former merges are dropped afterwards, so that those that remain keep their state.
-        self.by_route = merges.collect();
+        let former = std::mem::replace(&mut self.by_route, merges.collect());
+        for (route, (_, merge)) in former {
+            let remains = self.by_route.get(&route);
+            let remains = remains.is_some_and(|(_, other)| Arc::ptr_eq(other, &merge));
+            if merge.is_waiting() && !remains {
+                self.replaced.push(merge);
+            }
+        }
+    }
+
+    /// Returns whether a merge of a former table holds packets.
+    pub fn has_replaced(&self) -> bool {
+        !self.replaced.is_empty()
+    }
+
+    /// Takes the merges of former tables that hold packets.
+    pub fn take_replaced(&mut self) -> Vec<Arc<SharedMerge>> {
+        std::mem::take(&mut self.replaced)
     }
 
     /// Returns all merges, and the path that arrives here.

@@ -168,12 +168,13 @@ impl Switch {
         self.begin(fib);
         let mut merging = std::mem::take(&mut self.merging);
         merging.update(fib, ingress);
-        let mut lock = MergeLock::new(&merging);
         let packets = std::mem::take(&mut batch.packets);
         let mut out = Output {
             expected: packets.len(),
             ..Output::default()
         };
+        self.flush_replaced(fib, &mut merging, &mut out, now_ms);
+        let mut lock = MergeLock::new(&merging);
         for packet in &packets {
             self.packets.ranges.clear();
             trace.begin(&batch, packet);
@@ -294,6 +295,7 @@ impl Switch {
         let mut merging = std::mem::take(&mut self.merging);
         merging.update(fib, ingress);
         let mut out = Output::default();
+        self.flush_replaced(fib, &mut merging, &mut out, now_ms);
         for (path, shared) in merging.all().filter(|(_, merge)| merge.is_waiting()) {
             let mut merger = shared.lock();
             match read_until_ns {
@@ -303,15 +305,52 @@ impl Switch {
                 }
                 None => merger.flush(),
             }
-            let steps = merger.take_steps();
-            for step in &steps {
-                self.held(fib, &mut out, now_ms).take(*step, &mut merger);
-            }
-            merger.recycle(steps);
-            shared.set_waiting(merger.is_waiting());
+            self.pass_on_held(fib, (shared, &mut merger), &mut out, now_ms);
         }
         self.merging = merging;
         out.finish(Batch::from_bytes(Vec::new(), Vec::new()))
+    }
+
+    /// Returns whether a merge of a former forwarding table holds packets.
+    pub fn has_replaced_merges(&self) -> bool {
+        self.merging.has_replaced()
+    }
+
+    /// Passes on what merges of former forwarding tables hold.
+    pub fn flush_replaced_merges(&mut self, fib: &Fib, now_ms: u64) -> Switched {
+        self.begin(fib);
+        let mut merging = std::mem::take(&mut self.merging);
+        let mut out = Output::default();
+        self.flush_replaced(fib, &mut merging, &mut out, now_ms);
+        self.merging = merging;
+        out.finish(Batch::from_bytes(Vec::new(), Vec::new()))
+    }
+
+    fn flush_replaced(&mut self, fib: &Fib, merging: &mut Merging, out: &mut Output, now_ms: u64) {
+        if !merging.has_replaced() {
+            return;
+        }
+        for shared in merging.take_replaced() {
+            let mut merger = shared.lock();
+            merger.flush();
+            self.pass_on_held(fib, (&shared, &mut merger), out, now_ms);
+        }
+    }
+
+    /// Takes the steps of a merge, and notes whether it still holds packets.
+    fn pass_on_held(
+        &mut self,
+        fib: &Fib,
+        (shared, merger): (&SharedMerge, &mut Merger),
+        out: &mut Output,
+        now_ms: u64,
+    ) {
+        let steps = merger.take_steps();
+        for step in &steps {
+            self.held(fib, out, now_ms).take(*step, merger);
+        }
+        merger.recycle(steps);
+        shared.set_waiting(merger.is_waiting());
     }
 
     /// Recognises other forwarders by the packets of a batch that arrived on `ingress`, which is

@@ -573,6 +573,11 @@ impl Interface {
         if self.generation != snapshot.fib.generation {
             self.update_merges(&snapshot.fib, ingress);
         }
+        if self.switch.has_replaced_merges() {
+            let now_ms = self.context.now_ms();
+            let switched = self.switch.flush_replaced_merges(&snapshot.fib, now_ms);
+            self.transmit(&snapshot, ingress, switched);
+        }
         let now_ns = realtime_ns().saturating_sub(MERGE_REPORT_DELAY.as_nanos() as u64);
         for (route, rule) in &ingress.merges {
             let merge = self.context.merges.of_route(route, rule);

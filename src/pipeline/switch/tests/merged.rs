@@ -144,6 +144,33 @@ fn held_packets_of_a_removed_route_are_counted() {
 }
 
 #[test]
+fn held_packets_leave_before_those_of_a_merge_that_replaces_theirs() {
+    let mut paths = Paths::new(rules());
+    paths.run(0, &[1, 3].map(|n| numbered(0, n)));
+    let mut others = rules();
+    for rule in &mut others {
+        let merge = rule.merge.as_mut().unwrap();
+        merge.window = Duration::from_millis(60);
+    }
+    let generation = paths.fib.generation + 1;
+    paths.fib = fib(others);
+    paths.fib.generation = generation;
+    let switched = paths.run(0, &[numbered(0, 4)]);
+    assert_eq!(paths.numbers(&switched, "out1"), [3, 4]);
+    assert_eq!(switched.counts.dropped.iter().sum::<u64>(), 0);
+    // Without a packet, they leave too.
+    paths.run(0, &[numbered(0, 6)]);
+    paths.fib = fib(rules());
+    paths.fib.generation = generation + 1;
+    let ingress = paths.ingress(0);
+    assert_eq!(paths.switches[0].merges(&paths.fib, &ingress).count(), 1);
+    assert!(paths.switches[0].has_replaced_merges());
+    let switched = paths.switches[0].flush_replaced_merges(&paths.fib, 0);
+    assert_eq!(paths.numbers(&switched, "out1"), [6]);
+    assert!(!paths.switches[0].has_replaced_merges());
+}
+
+#[test]
 fn datagrams_of_a_gso_packet_are_merged_one_by_one() {
     let mut paths = Paths::new(rules());
     // Three datagrams of 10 bytes with the numbers 7, 8 and 9.
