@@ -31,10 +31,10 @@ cases!("translate":
     rewrite_is_shown_and_counted,
     conflicting_add_command_is_refused,
     rewrite_is_added_and_removed_by_command,
-    #[Program("tcpdump", "tcpdump")] #[Program("ethtool", "ethtool")] #[Scapy] scapy_verifies_checksums_4to4,
-    #[Program("tcpdump", "tcpdump")] #[Program("ethtool", "ethtool")] #[Scapy] scapy_verifies_checksums_6to6,
-    #[Program("tcpdump", "tcpdump")] #[Program("ethtool", "ethtool")] #[Scapy] scapy_verifies_checksums_4to6,
-    #[Program("tcpdump", "tcpdump")] #[Program("ethtool", "ethtool")] #[Scapy] scapy_verifies_checksums_6to4,
+    #[UdpGso] #[Program("tcpdump", "tcpdump")] #[Program("ethtool", "ethtool")] #[Scapy] scapy_verifies_checksums_4to4,
+    #[UdpGso] #[Program("tcpdump", "tcpdump")] #[Program("ethtool", "ethtool")] #[Scapy] scapy_verifies_checksums_6to6,
+    #[UdpGso] #[Program("tcpdump", "tcpdump")] #[Program("ethtool", "ethtool")] #[Scapy] scapy_verifies_checksums_4to6,
+    #[UdpGso] #[Program("tcpdump", "tcpdump")] #[Program("ethtool", "ethtool")] #[Scapy] scapy_verifies_checksums_6to4,
 );
 
 /// Source and group before and after the rewrite.
