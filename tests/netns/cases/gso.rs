@@ -487,10 +487,21 @@ fn gso_packets_are_forwarded_or_counted(lab: &Lab) {
         plain.send(b"plain");
         gso.send(body(1, 500));
     }
-    let (datagrams, dropped) = match describes_udp_gso() {
-        true => (60, 0),
-        false => (10, 10),
+    let counts = || {
+        let routed = router.metric("mcastor_route_packets_total", &[("oif", "out1")]);
+        let labels = [("iface", "in"), ("reason", "gso_unknown")];
+        let dropped = router.metric("mcastor_dropped_packets_total", &labels);
+        (routed as u64, dropped as u64)
     };
-    router.expect_routed("r", "out1", datagrams);
-    router.expect_dropped("gso_unknown", "in", dropped);
+    // Each is of five datagrams.
+    eventually("all datagrams are counted", 60, || {
+        let (routed, dropped) = counts();
+        routed + 5 * dropped
+    });
+    let (_, dropped) = counts();
+    // A kernel in which a veth takes no such packets sends single datagrams: 5.10.
+    assert!(
+        dropped == 0 || (dropped == 10 && !describes_udp_gso()),
+        "{dropped}"
+    );
 }
