@@ -154,8 +154,8 @@ impl RelayAddress {
     }
 }
 
-/// Most candidates of one lookup: whoever controls the zone of a source must not make a gateway send
-/// to any number of addresses.
+/// Most candidates of one lookup. The owner of the zone of a source must not be able to make a
+/// gateway send to any number of addresses.
 const MAX_CANDIDATES: usize = 32;
 
 /// Returns candidates in order: by precedence; within one, IP versions alternate, IPv6 first (RFC

@@ -585,9 +585,9 @@ impl Gateway {
         None
     }
 
-    /// Returns the length of a silence after which another relay is tried. `silences`: the number
-    /// of those before. The first one is random too, so that the gateways of a relay that lost its
-    /// sources do not all ask the next one at the same time.
+    /// Returns how long a relay may be silent before another one is tried. `silences` is the number
+    /// of relays that were left for this reason before. The time is random from the first on:
+    /// otherwise all gateways of a relay that lost its sources would ask the next one at once.
     fn max_silence(&mut self, silences: u32) -> Duration {
         self.random.back_off(SILENCE, silences.saturating_add(1))
     }

@@ -100,8 +100,8 @@ const MAX_KNOWN: usize = 4096;
 const MAX_SERVICES: usize = 64;
 /// The largest number of services of all hosts. A name has up to 255 bytes.
 const MAX_ALL_SERVICES: usize = 8192;
-/// Longest time for which an instance or host counts as present on a link: the TTL that RFC 6762
-/// section 10 recommends for records without a host name.
+/// Longest time for which an instance or host counts as present on a link. It is the TTL for records
+/// without a host name in RFC 6762, section 10.
 const MAX_PRESENCE: Duration = Duration::from_secs(75 * 60);
 
 /// The services of a host.

@@ -512,6 +512,17 @@ fn clock_that_is_set_back_withholds_no_packets() {
     assert_eq!(simulation.numbers(), expected);
 }
 
+/// Returns a packet that arrives on the first path at `time_ns`.
+fn on_first_path(number: u64, time_ns: u64) -> NumberedPacket {
+    NumberedPacket {
+        path: 0,
+        number,
+        time_ns,
+        clock_ns: time_ns,
+        is_full: false,
+    }
+}
+
 /// A sender may choose any numbers. The work for them is bounded by the number of its packets.
 #[test]
 fn skipped_numbers_are_bounded_by_the_packets() {
@@ -521,15 +532,8 @@ fn skipped_numbers_are_bounded_by_the_packets() {
     for n in 0..packets {
         // The window grows at first.
         number += if n < 1000 { 500 } else { 60_000 };
-        let time_ns = START + n * 1000;
-        let arrival = NumberedPacket {
-            path: 0,
-            number,
-            time_ns,
-            clock_ns: time_ns,
-            is_full: false,
-        };
-        stream.push(arrival, &mut steps, &mut counts);
+        let packet = on_first_path(number, START + n * 1000);
+        stream.push(packet, &mut steps, &mut counts);
         steps.clear();
     }
     let most = MAX_SLOTS as u64 + packets * 512;
@@ -542,15 +546,8 @@ fn opposite_numbers_are_no_restart() {
     let mut stream = MergedStream::new(64, 50 * MS, MAX_SLOTS, START);
     let (mut steps, mut counts) = (Vec::new(), MergeStatistics::default());
     for (n, number) in [0, 1 << 62, 3 << 62].into_iter().enumerate() {
-        let time_ns = START + n as u64 * MS;
-        let arrival = NumberedPacket {
-            path: 0,
-            number,
-            time_ns,
-            clock_ns: time_ns,
-            is_full: false,
-        };
-        stream.push(arrival, &mut steps, &mut counts);
+        let packet = on_first_path(number, START + n as u64 * MS);
+        stream.push(packet, &mut steps, &mut counts);
     }
     assert_eq!(counts.restarts, 0);
 }

@@ -557,19 +557,20 @@ impl Interface {
     /// received until `read_until_ns` were switched. Without this time, passes on all of them.
     fn poll_merges(&mut self, read_until_ns: Option<u64>) {
         let snapshot = self.context.snapshot.load_full();
-        if let Some(ingress) = snapshot.fib.ingresses.get(&self.index) {
-            let (fib, now_ms) = (&snapshot.fib, self.context.now_ms());
-            let switched = self.switch.poll_merges(fib, ingress, read_until_ns, now_ms);
-            self.transmit(&snapshot, ingress, switched);
-        }
+        let no_routes = Ingress::default();
+        let ingress = snapshot.fib.ingresses.get(&self.index);
+        let ingress = ingress.map_or(&no_routes, Arc::as_ref);
+        let (fib, now_ms) = (&snapshot.fib, self.context.now_ms());
+        let switched = self.switch.poll_merges(fib, ingress, read_until_ns, now_ms);
+        self.transmit(&snapshot, ingress, switched);
     }
 
     /// Publishes the counts of the merges.
     fn report_merges(&mut self) {
         let snapshot = self.context.snapshot.load_full();
-        let Some(ingress) = snapshot.fib.ingresses.get(&self.index) else {
-            return;
-        };
+        let no_routes = Ingress::default();
+        let ingress = snapshot.fib.ingresses.get(&self.index);
+        let ingress = ingress.map_or(&no_routes, Arc::as_ref);
         if self.generation != snapshot.fib.generation {
             self.update_merges(&snapshot.fib, ingress);
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::api::{DropView, FlowView, GroupView, InterfaceView, StreamView};
 
-/// Most flows that are read at a time: of those that match the search, those with the most packets.
+/// Most flows that are read at a time. They are those with the most packets of all that match.
 pub(super) const MAX_FLOWS: usize = 1000;
 /// Most streams with dropped packets that are read at a time.
 pub(super) const MAX_DROPS: usize = 200;

@@ -171,6 +171,17 @@ fn held_packets_leave_before_those_of_a_merge_that_replaces_theirs() {
 }
 
 #[test]
+fn held_packets_are_counted_when_the_interface_has_no_routes_any_more() {
+    let mut paths = Paths::new(rules());
+    paths.run(0, &[1, 3].map(|n| numbered(0, n)));
+    let mut other = fib(Vec::new());
+    other.generation = paths.fib.generation + 1;
+    let switched = paths.switches[0].poll_merges(&other, &Ingress::default(), None, 0);
+    assert_eq!(switched.counts.dropped[DropReason::NoRoute as usize], 1);
+    assert!(!paths.switches[0].has_replaced_merges());
+}
+
+#[test]
 fn datagrams_of_a_gso_packet_are_merged_one_by_one() {
     let mut paths = Paths::new(rules());
     // Three datagrams of 10 bytes with the numbers 7, 8 and 9.
