@@ -116,8 +116,6 @@ pub async fn serve(
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(MAX_HEADERS)
-            // What a client puts into this table keeps whole read buffers of h2 in memory.
-            .header_table_size(0)
             .handshake::<_, Bytes>(tls)
             .await;
         let connection = connection.map_err(|e| format!("HTTP/2: {e}"))?;

@@ -34,7 +34,7 @@ use crate::sys::process_usage;
 
 /// Length of the queue of connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
-/// Limit of connections of clients. Each takes about 30 KiB, so all together about 1 GiB.
+/// Limit of connections of clients. Each takes up to 37 KiB, so all together about 1.2 GiB.
 const MAX_CONNECTIONS: usize = 32_768;
 /// Descriptors that connections leave free, or half of them if there are few: for `--http`, files,
 /// and connections that are being closed.
