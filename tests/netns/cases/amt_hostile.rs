@@ -10,7 +10,7 @@ use mcastor::wire::amt::{AmtMessage, FlagLayout, ResponseMac};
 use mcastor::wire::membership::build;
 use mcastor::wire::membership_message::{Generation, MembershipMessage, Query, RecordType};
 
-use super::amt::{AmtTopology, gateway_settings, joined_groups, tunnels};
+use super::amt::{AmtTopology, RELAY, gateway_settings, joined_groups, tunnels};
 use super::cases;
 use crate::lab::flood::{Flood, group, record, source};
 use crate::lab::proxy::{join_source, joined};
@@ -386,12 +386,14 @@ fn valid_response(ns: &Ns, from: &str) -> (u32, ResponseMac) {
     response.expect("a query")
 }
 
-/// Each of its updates costs the work of four, 5,000 times a second.
+/// Each of its updates costs the work of four, 500 times a second. The limit is low, so that a test
+/// beside others needs no more.
 fn gateway_that_updates_all_the_time_does_not_stop_others(lab: &Lab) {
     const FROM: &str = "10.1.0.2:4000";
     let topology = AmtTopology::new(lab);
     let AmtTopology { core, rel, rcv, .. } = &topology;
-    let relay = topology.relay(lab);
+    let settings = format!("{RELAY}limits = {{ reports_per_second = 200 }}\n");
+    let relay = Router::start(lab, rel, &settings);
     let _gateway = topology.gateway(lab, "\"10.1.0.1\"");
     let (nonce, mac) = valid_response(core, FROM);
     let frame = |kind| {
@@ -405,9 +407,9 @@ fn gateway_that_updates_all_the_time_does_not_stop_others(lab: &Lab) {
         frame
     };
     let kinds = [RecordType::AllowNewSources, RecordType::BlockOldSources];
-    let flood = Flood::start(core, "c0", kinds.map(frame).into(), 5000);
+    let flood = Flood::start(core, "c0", kinds.map(frame).into(), 500);
     let refused = || relay.metric("mcastor_amt_refused_total", &[("reason", "update_rate")]);
-    eventually("updates beyond the limit", true, || refused() > 1000.0);
+    eventually("updates beyond the limit", true, || refused() > 100.0);
     // Another gateway joins and receives a stream meanwhile.
     let _member = join_source(rcv, "eth1", "10.0.0.10", GROUP);
     eventually("the tunnel of the other gateway", true, || {
@@ -423,6 +425,6 @@ fn gateway_that_updates_all_the_time_does_not_stop_others(lab: &Lab) {
     eventually("the stream", true, || stream.to(GROUP).len() > 20);
     let before = refused();
     eventually("the flood goes on", true, || refused() > before);
-    assert!(flood.sent() > 1000);
     sender.finish();
+    drop(flood);
 }
