@@ -4,13 +4,12 @@
 //! Clients may be hostile. Each of them costs a bounded amount of memory:
 //!
 //! ```text
-//! listener -> connections: the oldest gives way -> request_stream: one request, write timeout
+//! listener -> shared_limit: connections -> request_stream: one request, write timeout
 //!     -> host: names of this machine -> answers: turns to render, memory of unread answers
 //! ```
 
 mod actor;
 mod answers;
-mod connections;
 mod error_answers;
 mod events;
 mod host;
@@ -19,6 +18,7 @@ mod page;
 mod refusals;
 mod request_stream;
 mod server;
+mod shared_limit;
 mod site;
 
 pub use actor::HttpServerActor;
@@ -26,6 +26,7 @@ pub use listener::HttpListener;
 pub use page::{PageFile, page_files};
 pub use refusals::Refusals;
 pub use server::HttpServer;
+pub use shared_limit::{ClientSource, Share, SharedLimit};
 
 use std::fmt::Display;
 use std::io;
