@@ -31,8 +31,14 @@ pub(super) fn text(reply: &ShowReply) -> String {
         ShowReply::Flows(flows) => table_text(flows_table(flows)),
         ShowReply::Groups(groups) => table_text(groups_table(groups)),
         ShowReply::Pending(pending) => table_text(pending_table(pending)),
+        ShowReply::Mnat(ends) if ends.is_empty() => {
+            "This router is not an end of multicast NAT.".into()
+        }
         ShowReply::Mnat(ends) => table_text(mnat_table(ends)),
         ShowReply::Tunnels(tunnels) => table_text(tunnels_table(tunnels)),
+        ShowReply::Discovery(discovery) if discovery.is_empty() => {
+            "No [[discovery]] is in the settings.".into()
+        }
         ShowReply::Discovery(discovery) => discovery_text(discovery),
         ShowReply::Drops(drops) => drops_text(drops),
         ShowReply::Streams(streams) => streams_text(streams),
@@ -555,6 +561,17 @@ fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tables_of_what_is_not_configured_say_so() {
+        for reply in [
+            ShowReply::Mnat(Vec::new()),
+            ShowReply::Discovery(Vec::new()),
+        ] {
+            let text = text(&reply);
+            assert!(text.ends_with('.') && !text.contains('\n'), "{text:?}");
+        }
+    }
 
     #[test]
     fn groups_of_a_joined_prefix_share_a_row() {

@@ -30,6 +30,10 @@ const SHORT_IDLE_NS: u64 = 2 * LIVENESS_NS;
 /// host can forge, do not each cost a look at all streams.
 const SEARCH_NS: u64 = LIVENESS_NS;
 
+/// While the process cannot run, packets of both paths wait unread. For this time they are not
+/// counted as lost, and their copies are remembered.
+const MAX_STALL_NS: u64 = 3 * LIVENESS_NS;
+
 /// Limit of the slots of the windows of other streams.
 const MAX_SLOTS_OF_SLOW_STREAMS: usize = 4096;
 
@@ -323,6 +327,8 @@ impl Merger {
 
     /// Returns the counts, with all losses until now. `now_ns` is the time of the receive times.
     pub fn statistics(&mut self, now_ns: u64) -> MergeStatistics {
+        let earliest_ns = now_ns.saturating_sub(MAX_STALL_NS);
+        let now_ns = now_ns.min(self.clock_ns().max(earliest_ns));
         let mut peak = 0;
         let counts = &mut self.statistics;
         for stream in self.streams.values_mut() {
@@ -357,12 +363,12 @@ mod tests {
 
     const START_NS: u64 = 1_000_000 * LIVENESS_NS;
 
-    fn merger() -> Merger {
+    fn merger(by: MergeBy) -> Merger {
         Merger::new(&MergeRule {
             path: First,
             with: "eth1".parse().unwrap(),
             window: Duration::from_millis(50),
-            by: MergeBy::Rtp,
+            by,
         })
     }
 
@@ -388,10 +394,29 @@ mod tests {
         outcome
     }
 
+    /// The counts are read when only one of two copies was.
+    #[test]
+    fn copies_that_are_read_late_are_recognised() {
+        for by in [MergeBy::Payload, MergeBy::Rtp] {
+            let mut merger = merger(by);
+            let first = push(&mut merger, First, (1, 0), START_NS);
+            assert_eq!(first, MergeOutcome::Passed);
+            let read_ns = START_NS + 2 * LIVENESS_NS;
+            assert_eq!(merger.statistics(read_ns).lost, [0, 0]);
+            let copy = push(&mut merger, Second, (1, 0), START_NS + 10_000_000);
+            assert_eq!(copy, MergeOutcome::Duplicate);
+            assert_eq!(merger.statistics(read_ns).lost, [0, 0]);
+            // One that does not come is lost.
+            push(&mut merger, First, (1, 1), read_ns);
+            let later_ns = read_ns + MAX_STALL_NS + LIVENESS_NS;
+            assert_eq!(merger.statistics(later_ns).lost, [0, 1]);
+        }
+    }
+
     /// A sender has another SSRC after each restart.
     #[test]
     fn streams_that_ended_do_not_shrink_later_windows() {
-        let mut merger = merger();
+        let mut merger = merger(MergeBy::Rtp);
         for ssrc in 0..FAST_STREAMS as u32 {
             push(&mut merger, First, (ssrc, 0), START_NS);
         }
@@ -406,7 +431,7 @@ mod tests {
 
     #[test]
     fn streams_beyond_the_limit_cost_one_search_a_second() {
-        let mut merger = merger();
+        let mut merger = merger(MergeBy::Rtp);
         for ssrc in 0..MAX_STREAMS as u32 {
             push(&mut merger, First, (ssrc, 0), START_NS);
         }
