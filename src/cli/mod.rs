@@ -26,6 +26,7 @@ pub mod run;
 pub mod schema;
 pub mod send;
 pub mod show;
+mod show_discovery;
 mod show_streams;
 mod show_tables;
 pub mod signals;

@@ -446,7 +446,7 @@ raw_tables! {
         questions_per_asker: Integer, default_integer(32), integers(1, 100_000);
         /// The number of questions and announcements per second that leave on an interface.
         messages_per_second: Integer, default_integer(200), integers(1, 100_000);
-        /// The number of offers that `show discovery` knows.
+        /// The number of offers that `show discovery` knows, and of askers.
         offers: Integer, default_integer(2048), integers(1, 100_000);
     }
 

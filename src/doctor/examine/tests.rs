@@ -150,6 +150,7 @@ fn firewall_rules() {
             to: Vec::new(),
             protocols: vec![protocol],
             offers: Vec::new(),
+            askers: Vec::new(),
             questions: Vec::new(),
         };
         let router = f.router.get_or_insert_default();
