@@ -22,6 +22,7 @@ use mcastor::merge::MergeStatistics;
 use mcastor::metrics::bandwidth::BandwidthNumbers;
 use mcastor::metrics::http::HttpRefusal;
 use mcastor::metrics::membership::{Direction, MembershipState};
+use mcastor::metrics::mnat_server::CloseReason;
 use mcastor::metrics::streams::{StreamCounter, StreamGauge, StreamNumbers};
 use mcastor::metrics::{Catalog, MnatServerCatalog};
 use mcastor::model::{FlowEnd, InterfaceId, Link, RouteName, TakeoverRole, TranslationKind};
@@ -339,6 +340,13 @@ fn http_refusals_table_matches_the_code() {
     let text = read("docs/metrics.md");
     let labels = HttpRefusal::ALL.map(HttpRefusal::label);
     assert_eq!(first_column(&text, "## HTTP"), labels);
+}
+
+#[test]
+fn closed_connections_table_matches_the_code() {
+    let text = read("docs/mnat.md");
+    let labels = CloseReason::ALL.map(CloseReason::label);
+    assert_eq!(first_column(&text, "## Closed connections"), labels);
 }
 
 /// `busy` is counted by the actors and has no variant in either enum.

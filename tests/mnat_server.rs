@@ -4,8 +4,12 @@
 #[path = "mnat/server.rs"]
 mod server;
 
+#[path = "mnat/limits.rs"]
+mod limits;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -36,10 +40,16 @@ struct Process {
     files: Files,
     arguments: Vec<String>,
     log: Arc<Mutex<String>>,
+    open_files: Option<usize>,
 }
 
 impl Process {
     fn start(pool: &str, options: &[&str]) -> Self {
+        Self::start_with(pool, options, None)
+    }
+
+    /// Starts a server with this limit of open files.
+    fn start_with(pool: &str, options: &[&str], open_files: Option<usize>) -> Self {
         let files = Files::new();
         let ca = Ca::new();
         files.put("ca.pem", &ca.pem());
@@ -54,13 +64,21 @@ impl Process {
         }
         let folder = files.path("").display().to_string();
         arguments.extend(options.iter().map(|o| o.replace("FILES/", &folder)));
-        Self::run(files, arguments)
+        Self::run(files, arguments, open_files)
     }
 
-    fn run(files: Files, arguments: Vec<String>) -> Self {
+    fn run(files: Files, arguments: Vec<String>, open_files: Option<usize>) -> Self {
         let binary = std::env::var("MCASTOR_BINARY");
         let binary = binary.unwrap_or_else(|_| env!("CARGO_BIN_EXE_mcastor").into());
-        let mut child = Command::new(binary)
+        let mut command = match open_files {
+            Some(limit) => {
+                let mut command = Command::new("prlimit");
+                command.arg(format!("--nofile={limit}")).arg(binary);
+                command
+            }
+            None => Command::new(binary),
+        };
+        let mut child = command
             .args(&arguments)
             .stderr(Stdio::piped())
             .spawn()
@@ -87,6 +105,7 @@ impl Process {
             files,
             arguments,
             log,
+            open_files,
         }
     }
 
@@ -95,7 +114,7 @@ impl Process {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         let files = std::mem::replace(&mut self.files, Files::new());
-        Self::run(files, self.arguments.clone())
+        Self::run(files, self.arguments.clone(), self.open_files)
     }
 
     fn client_with(&self, cert: Option<&str>) -> Client {
@@ -115,6 +134,25 @@ impl Process {
 
     fn client(&self) -> Client {
         self.client_with(None)
+    }
+
+    /// Reads a resource of `--http`.
+    fn http_get(&self, path: &str) -> String {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        // The address is logged before or after that of the clients.
+        let port = loop {
+            let log = self.log.lock().unwrap().clone();
+            if let Some((_, rest)) = log.split_once("http://127.0.0.1:") {
+                break rest.split('/').next().unwrap().to_string();
+            }
+            assert!(Instant::now() < deadline, "{log}");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let mut tcp = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+        write!(tcp, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let mut text = String::new();
+        tcp.read_to_string(&mut text).unwrap();
+        text
     }
 }
 
@@ -768,7 +806,7 @@ fn made_certificates_are_accepted() {
             path("ca.pem"),
         ],
     ];
-    let server = Process::run(files, arguments.concat());
+    let server = Process::run(files, arguments.concat(), None);
     block_on(async {
         let mut client = server.client_of("etc/mnat/ca.pem", Some("etc/mnat/client.pem"));
         assert!(!client.watcher().await.is_empty());
@@ -787,38 +825,13 @@ fn made_certificates_are_accepted() {
 #[test]
 fn metrics_and_health_are_served() {
     let server = Process::start(POOL, &["--http", "127.0.0.1:0"]);
-    let log = server.log.lock().unwrap().clone();
-    let address = log
-        .split_once("http://127.0.0.1:")
-        .map(|(_, rest)| rest.split('/').next().unwrap().to_string());
-    // The address is logged before or after that of the clients.
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let port = loop {
-        if let Some(port) = &address {
-            break port.clone();
-        }
-        let log = server.log.lock().unwrap().clone();
-        if let Some((_, rest)) = log.split_once("http://127.0.0.1:") {
-            break rest.split('/').next().unwrap().into();
-        }
-        assert!(Instant::now() < deadline, "{log}");
-        std::thread::sleep(Duration::from_millis(20));
-    };
     block_on(async {
         let mut client = server.client();
         let id = client.watcher().await;
         client.join(&id, &[("10.0.0.1", "232.1.1.1")]).await;
         client.mapped(&id).await;
     });
-    let get = |path: &str| {
-        use std::io::Read;
-        let mut tcp = std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
-        write!(tcp, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
-        let mut text = String::new();
-        tcp.read_to_string(&mut text).unwrap();
-        text
-    };
-    let text = get("/metrics");
+    let text = server.http_get("/metrics");
     for line in [
         "mcastor_mnat_pool_size 256",
         "mcastor_mnat_assigned 1",
@@ -828,7 +841,7 @@ fn metrics_and_health_are_served() {
     ] {
         assert!(text.contains(line), "{line}: {text}");
     }
-    assert!(get("/healthz").contains("\"status\":\"ok\""));
+    assert!(server.http_get("/healthz").contains("\"status\":\"ok\""));
 }
 
 /// Serves many watchers with a connection each. `MCASTOR_MNAT_WATCHERS` sets their number, and
@@ -842,7 +855,8 @@ fn many_watchers_are_served_quickly() {
     mcastor::sys::limits::raise_open_file_limit();
     let pool = r#"{"group-pool": {"ranges": [
         {"group-range": "239.0.0.0/8", "source-range": "10.9.1.2"}]}}"#;
-    let server = Process::start(pool, &["--state", "FILES/state"]);
+    let options = ["--state", "FILES/state", "--http", "127.0.0.1:0"];
+    let server = Process::start(pool, &options);
     let rss = || {
         let text = std::fs::read_to_string(format!("/proc/{}/statm", server.child.id())).unwrap();
         let pages: u64 = text.split(' ').nth(1).unwrap().parse().unwrap();
@@ -935,4 +949,7 @@ fn many_watchers_are_served_quickly() {
             rss()
         );
     });
+    // All connections are held, although they are those of one address.
+    let evicted = "mcastor_mnat_closed_connections_total{reason=\"evicted\"} 0";
+    assert!(server.http_get("/metrics").contains(evicted));
 }

@@ -11,7 +11,7 @@ pub enum HttpRefusal {
     Host,
     /// Other answers were being rendered, or had not been read, for too long.
     Busy,
-    /// A newer connection replaced the oldest one.
+    /// A newer connection replaced the oldest one of the address with most.
     Evicted,
     /// The client did not send its request in time.
     RequestTimeout,

@@ -1,6 +1,8 @@
 //! Metrics of the MNAT server, `mcastor mnat-server`.
 
-use prometheus::{Encoder, Gauge, HistogramOpts, HistogramVec, IntGauge, TextEncoder};
+use prometheus::{
+    Encoder, Gauge, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, TextEncoder,
+};
 
 use super::families::{Families, MetricsRegistry};
 use super::http::HttpFamilies;
@@ -12,6 +14,67 @@ const REQUEST_BUCKETS: [f64; 11] = [
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, 20.0,
 ];
 
+/// Why the server closed the connection of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseReason {
+    /// A new connection exceeded the limit.
+    Evicted,
+    /// The bodies of all requests exceeded the limit.
+    BodyMemory,
+    /// The answers that clients had not read exceeded the limit.
+    AnswerMemory,
+    /// The handshakes of TLS and HTTP/2 took too long.
+    HandshakeTimeout,
+    /// A handshake failed.
+    HandshakeFailed,
+    /// The client did not answer a ping.
+    Silent,
+    /// The client sent no request.
+    Idle,
+    /// The client did not send a body in time.
+    SlowBody,
+    /// A body was so long that it was not read to its end.
+    LongBody,
+    /// The client did not read its answer.
+    SlowReader,
+    /// The shared store did not decide.
+    StoreTimeout,
+}
+
+impl CloseReason {
+    /// All reasons.
+    pub const ALL: [Self; 11] = [
+        Self::Evicted,
+        Self::BodyMemory,
+        Self::AnswerMemory,
+        Self::HandshakeTimeout,
+        Self::HandshakeFailed,
+        Self::Silent,
+        Self::Idle,
+        Self::SlowBody,
+        Self::LongBody,
+        Self::SlowReader,
+        Self::StoreTimeout,
+    ];
+
+    /// Returns the value of the label `reason`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Evicted => "evicted",
+            Self::BodyMemory => "body_memory",
+            Self::AnswerMemory => "answer_memory",
+            Self::HandshakeTimeout => "handshake_timeout",
+            Self::HandshakeFailed => "handshake_failed",
+            Self::Silent => "silent",
+            Self::Idle => "idle",
+            Self::SlowBody => "slow_body",
+            Self::LongBody => "long_body",
+            Self::SlowReader => "slow_reader",
+            Self::StoreTimeout => "store_timeout",
+        }
+    }
+}
+
 /// The metrics of an MNAT server. Clones share them.
 #[derive(Clone)]
 pub struct MnatServerCatalog {
@@ -22,6 +85,7 @@ pub struct MnatServerCatalog {
     held_down: IntGauge,
     watchers: IntGauge,
     connections: IntGauge,
+    closed_connections: IntCounterVec,
     store_up: IntGauge,
     requests: HistogramVec,
     process: ProcessFamilies,
@@ -42,6 +106,14 @@ impl MnatServerCatalog {
             "Time from a request of an MNAT client to its answer",
         );
         let requests = requests.buckets(REQUEST_BUCKETS.to_vec());
+        let closed_connections = make.counters(
+            "mcastor_mnat_closed_connections_total",
+            "Connections of MNAT clients that the server closed",
+            &["reason"],
+        )?;
+        for reason in CloseReason::ALL {
+            closed_connections.with_label_values(&[reason.label()]);
+        }
         Ok(Self {
             pool_size: make.register(Gauge::new(
                 "mcastor_mnat_pool_size",
@@ -58,6 +130,7 @@ impl MnatServerCatalog {
             )?,
             watchers: make.gauge("mcastor_mnat_watchers", "Watcher ids that are valid")?,
             connections: make.gauge("mcastor_mnat_connections", "Connections of MNAT clients")?,
+            closed_connections,
             store_up: make.gauge(
                 "mcastor_mnat_store_up",
                 "1 if the last write of the state succeeded",
@@ -89,6 +162,12 @@ impl MnatServerCatalog {
     /// Sets the number of connections.
     pub fn set_connections(&self, count: usize) {
         self.connections.set(count as i64);
+    }
+
+    /// Counts a connection that the server closed.
+    pub fn count_closed_connection(&self, reason: CloseReason) {
+        let labels = &[reason.label()];
+        self.closed_connections.with_label_values(labels).inc();
     }
 
     /// Sets whether the state can be written.

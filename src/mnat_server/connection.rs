@@ -15,8 +15,7 @@ use h2::{Ping, PingPong, Reason, RecvStream};
 use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use tokio::net::TcpStream;
-use tokio::sync::SemaphorePermit;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
@@ -24,9 +23,12 @@ use tracing::debug;
 
 use super::machine::{Caller, ServerRequest};
 use super::pacing::RequestPacer;
-use super::rest::{self, MAX_BODY, RestAnswer, RestRequest};
-use super::site::ServerSite;
+use super::request_body::{BodyError, BodySender, RequestBody};
+use super::rest::{self, RestAnswer, RestRequest};
+use super::site::{MemoryKind, ServerSite};
 use super::tls;
+use crate::frontend::http::{ClientSource, Share};
+use crate::metrics::mnat_server::CloseReason;
 use crate::mnat::messages::{self, PROTOTYPE_CONTENT_TYPE};
 use crate::model::escape::quote;
 
@@ -36,8 +38,6 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long a connection may last without a request. Clients refresh their ids every 20 seconds.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
-/// How long a client may take to send a body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may read nothing of its answer.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Flow control window of a request body, in bytes. The prototype's clients cannot continue a body
@@ -49,10 +49,6 @@ const CONNECTION_WINDOW: u32 = 2 << 20;
 const MAX_STREAMS: u32 = 16;
 /// Maximum length of the headers of a request, in bytes.
 const MAX_HEADERS: u32 = 16 << 10;
-/// A body up to this length is read without a permit.
-const SHORT_BODY: usize = 64 << 10;
-/// How much of a body that is too long is read, so that the client sees the answer.
-const MAX_DISCARDED: usize = 16 << 20;
 /// Part of an answer that is sent at a time, in bytes.
 const CHUNK: usize = 64 << 10;
 /// Longest time that a poll waits for a change.
@@ -64,22 +60,47 @@ const PAUSE_FOR_BYTES: Duration = Duration::from_nanos(50);
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
+/// The place of a connection among those of all clients.
+pub struct ClientConnection {
+    /// The client.
+    pub source: ClientSource,
+    /// Its share of the connections.
+    pub share: Share,
+    /// Closes the connection.
+    pub closed: CancellationToken,
+}
+
 /// What the requests of a connection share.
 struct ConnectionState {
     site: Rc<ServerSite>,
+    client: ClientConnection,
     identity: Option<Arc<[u8]>>,
     pacer: RefCell<RequestPacer>,
     last_request: Cell<Instant>,
     /// When a waiting poll may be answered.
     next_push: Cell<Instant>,
-    /// Closes the connection.
-    closed: CancellationToken,
+}
+
+impl ConnectionState {
+    /// Closes the connection, and counts it.
+    fn close(&self, reason: CloseReason) {
+        if !self.client.closed.is_cancelled() {
+            self.site.metrics.count_closed_connection(reason);
+            self.client.closed.cancel();
+        }
+    }
+
+    /// Waits until the connection is to be closed.
+    async fn closed(&self) {
+        self.client.closed.cancelled().await;
+    }
 }
 
 /// Serves a connection until it ends, or `shutdown` is cancelled.
 pub async fn serve(
     site: Rc<ServerSite>,
     tcp: TcpStream,
+    client: ClientConnection,
     config: Arc<ServerConfig>,
     shutdown: CancellationToken,
 ) {
@@ -102,23 +123,33 @@ pub async fn serve(
     };
     // In memory of its own, which ends with the handshake: the task lives as long as the connection.
     let handshake = Box::pin(timeout(HANDSHAKE_TIMEOUT, handshake));
-    let (identity, mut connection) = match handshake.await {
+    let done = tokio::select! {
+        done = handshake => done,
+        () = client.closed.cancelled() => return,
+    };
+    let (identity, mut connection) = match done {
         Ok(Ok(done)) => done,
         Ok(Err(why)) => {
+            site.metrics
+                .count_closed_connection(CloseReason::HandshakeFailed);
             let peer = peer.map(|p| p.to_string()).unwrap_or_default();
             site.warn(format_args!("{peer}: {}", quote(&why)));
             return;
         }
-        Err(_) => return debug!("mnat-server: a client did not complete the handshake in time"),
+        Err(_) => {
+            site.metrics
+                .count_closed_connection(CloseReason::HandshakeTimeout);
+            return debug!("mnat-server: a client did not complete the handshake in time");
+        }
     };
     let now = Instant::now();
     let state = Rc::new(ConnectionState {
         site,
+        client,
         identity,
         pacer: RefCell::new(RequestPacer::new(now)),
         last_request: Cell::new(now),
         next_push: Cell::new(now),
-        closed: CancellationToken::new(),
     });
     if let Some(ping_pong) = connection.ping_pong() {
         actix_rt::spawn(watch(state.clone(), ping_pong));
@@ -126,7 +157,7 @@ pub async fn serve(
     loop {
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,
-            () = state.closed.cancelled() => break,
+            () = state.closed() => break,
             () = shutdown.cancelled() => {
                 connection.abrupt_shutdown(Reason::NO_ERROR);
                 // Sends GOAWAY.
@@ -138,10 +169,11 @@ pub async fn serve(
             break;
         };
         state.last_request.set(Instant::now());
+        state.client.share.touch();
         actix_rt::spawn(answer(state.clone(), request, respond));
     }
     // Ends the tasks of the connection.
-    state.closed.cancel();
+    state.client.closed.cancel();
 }
 
 /// Closes a connection whose client answers no ping, or sends no request.
@@ -150,16 +182,20 @@ async fn watch(state: Rc<ConnectionState>, mut ping_pong: PingPong) {
         loop {
             sleep(PING_INTERVAL).await;
             let is_answered = timeout(PING_INTERVAL, ping_pong.ping(Ping::opaque()));
-            let is_alive = matches!(is_answered.await, Ok(Ok(_)));
-            if !is_alive || state.last_request.get().elapsed() >= IDLE_TIMEOUT {
-                debug!("mnat-server: closing a silent connection");
-                state.closed.cancel();
+            match is_answered.await {
+                Err(_) => state.close(CloseReason::Silent),
+                // The connection has ended.
+                Ok(Err(_)) => return,
+                Ok(Ok(_)) if state.last_request.get().elapsed() >= IDLE_TIMEOUT => {
+                    state.close(CloseReason::Idle);
+                }
+                Ok(Ok(_)) => {}
             }
         }
     };
     tokio::select! {
         () = watch => {}
-        () = state.closed.cancelled() => {}
+        () = state.closed() => {}
     }
 }
 
@@ -172,27 +208,46 @@ async fn answer(
     let start = Instant::now();
     let (head, mut body) = request.into_parts();
     let answered = async {
-        // A body that is not read yet waits in the flow control window of the connection.
         let delay = state.pacer.borrow_mut().delay(start);
-        if !delay.is_zero() {
-            sleep(delay).await;
-        }
         // The whole body is read before the answer: otherwise the stream would be reset.
-        let (body, permit) = read_body(&state.site, &mut body).await?;
+        let sender = BodySender {
+            site: &state.site,
+            source: state.client.source,
+            closed: &state.client.closed,
+        };
+        let body = match RequestBody::read(&mut body, sender).await {
+            Ok(body) => body,
+            Err(BodyError::Slow) => return Some(CloseReason::SlowBody),
+            Err(BodyError::Long) => return Some(CloseReason::LongBody),
+            Err(BodyError::Ended) => return None,
+        };
+        if !delay.is_zero() {
+            sleep_until((start + delay).into()).await;
+        }
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         let caller = Caller {
             identity: state.identity.clone(),
             can_wait: wait_preference(&head.headers).is_some(),
         };
-        let (op, request) = rest::parse(head.method.as_str(), path, &body);
-        drop((body, permit));
+        let (op, request) = rest::parse(head.method.as_str(), path, body.bytes());
+        // The request takes about as much memory as its body.
+        let share = body.into_share();
         let answer = match request {
             RestRequest::Answer(answer) => answer,
             RestRequest::Server(request) => {
-                let answer = handle(&state, request, &caller, &head.headers).await?;
+                let Some(answer) = handle(&state, request, &caller, &head.headers).await else {
+                    return Some(CloseReason::StoreTimeout);
+                };
                 answer.for_method(head.method.as_str(), op)
             }
         };
+        drop(share);
+        let _share = (!answer.body.is_empty()).then(|| {
+            let len = answer.body.len();
+            let ClientConnection { source, closed, .. } = &state.client;
+            let kind = MemoryKind::Answers;
+            state.site.use_memory(kind, None, len, *source, closed)
+        });
         let code = answer.status.to_string();
         let is_head = head.method == http::Method::HEAD;
         send(
@@ -209,47 +264,17 @@ async fn answer(
             .site
             .metrics
             .observe_request(op.label(), &code, seconds);
-        Some(())
+        None
     };
     tokio::select! {
-        answered = answered => {
-            if answered.is_none() {
-                // A body that never ends, or a shared store that does not decide. A reset of the
-                // stream would end a client of the prototype too, so the connection is closed.
-                state.closed.cancel();
+        unanswered = answered => {
+            // A reset of the stream would end a client of the prototype too.
+            if let Some(reason) = unanswered {
+                state.close(reason);
             }
         }
-        () = state.closed.cancelled() => {}
+        () = state.closed() => {}
     }
-}
-
-/// Reads the body of a request. Returns it with the permit for a long body, which ends with the body;
-/// `None` if the body does not end.
-async fn read_body<'s>(
-    site: &'s ServerSite,
-    body: &mut RecvStream,
-) -> Option<(Vec<u8>, Option<SemaphorePermit<'s>>)> {
-    let read = async {
-        let (mut bytes, mut len) = (Vec::new(), 0);
-        let mut permit = None;
-        while let Some(chunk) = body.data().await {
-            let chunk = chunk.ok()?;
-            // Fails only if the connection is gone.
-            let _ = body.flow_control().release_capacity(chunk.len());
-            len += chunk.len();
-            if len > MAX_DISCARDED {
-                return None;
-            }
-            if len > SHORT_BODY && permit.is_none() {
-                permit = site.long_bodies.acquire().await.ok();
-            }
-            if bytes.len() <= MAX_BODY {
-                bytes.extend_from_slice(&chunk);
-            }
-        }
-        Some((bytes, permit))
-    };
-    timeout(BODY_TIMEOUT, read).await.ok().flatten()
 }
 
 /// Returns the time that a client would wait for a change (RFC 7240 section 4.3).
@@ -391,8 +416,7 @@ async fn send(
             // The stream or the connection has ended.
             Ok(_) => return,
             Err(_) => {
-                debug!("mnat-server: closing the connection of a client that does not read");
-                state.closed.cancel();
+                state.close(CloseReason::SlowReader);
                 return;
             }
         }

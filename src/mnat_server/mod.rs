@@ -16,6 +16,7 @@ mod connection;
 pub mod machine;
 mod pacing;
 pub mod pool;
+mod request_body;
 pub mod rest;
 pub mod service;
 mod site;

@@ -165,8 +165,8 @@ pub enum RestRequest {
     Answer(RestAnswer),
 }
 
-/// Parses a request.
-pub fn parse(method: &str, path: &str, body: &[u8]) -> (ServerOp, RestRequest) {
+/// Parses a request. `body` is `None` if it is longer than [`MAX_BODY`].
+pub fn parse(method: &str, path: &str, body: Option<&[u8]>) -> (ServerOp, RestRequest) {
     match parse_request(method, path, body) {
         Ok((op, request)) => (op, request),
         Err(error) => (
@@ -179,12 +179,12 @@ pub fn parse(method: &str, path: &str, body: &[u8]) -> (ServerOp, RestRequest) {
 fn parse_request(
     method: &str,
     path: &str,
-    body: &[u8],
+    body: Option<&[u8]>,
 ) -> Result<(ServerOp, RestRequest), RestconfError> {
-    if body.len() > MAX_BODY {
+    let Some(body) = body else {
         let message = format!("a body may have {MAX_BODY} bytes");
         return Err(RestconfError::new(ErrorTag::TooBig, message));
-    }
+    };
     let Some(resource) = Resource::parse(path) else {
         let message = "there is no such resource";
         return Err(RestconfError::new(ErrorTag::NotFound, message));

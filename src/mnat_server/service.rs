@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::changes::StoredServer;
-use super::connection;
+use super::connection::{self, ClientConnection};
 use super::machine::ServerMachine;
 use super::pool::Pool;
 use super::site::ServerSite;
@@ -28,13 +28,21 @@ use super::store::{
 use super::tls::{TlsFiles, TlsFilesError, TlsReloader, secure_random};
 use crate::frontend::http::{HttpListener, HttpServer, Refusals};
 use crate::metrics::MnatServerCatalog;
+use crate::model::ClientPrefix;
 use crate::sys::limits::{max_open_files, raise_open_file_limit};
 use crate::sys::process_usage;
 
 /// Length of the queue of connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
-/// Descriptors that connections leave free.
-const RESERVED_FILES: usize = 64;
+/// Limit of connections of clients. Each takes up to 37 KiB, so all together about 1.2 GiB.
+const MAX_CONNECTIONS: usize = 32_768;
+/// Descriptors that connections leave free, or half of them if there are few: for `--http`, files,
+/// and connections that are being closed.
+const RESERVED_FILES: usize = 128;
+/// Connections beyond the limit that may exist for a moment, while others are closed.
+const MAX_CLOSING: usize = 32;
+/// Pause while so many connections are being closed.
+const CLOSING_RETRY: Duration = Duration::from_millis(1);
 /// Limit of connections of `--http`.
 const HTTP_CONNECTIONS: usize = 64;
 /// Pause after an error of `accept`, such as the limit of descriptors.
@@ -109,6 +117,7 @@ async fn serve(options: ServerOptions) -> Result<(), ServerError> {
     // Listens first, so that a second server does not touch the state.
     let listeners: Result<Vec<_>, _> = options.listen.iter().map(|at| listen(*at)).collect();
     let listeners = listeners?;
+    let max_connections = max_connections();
     if let Some(at) = options.http {
         serve_http(at, &metrics)?;
     }
@@ -121,7 +130,7 @@ async fn serve(options: ServerOptions) -> Result<(), ServerError> {
                 stored.mappings.len()
             );
             let machine = restored(machine, stored, &folder)?;
-            let site = ServerSite::new(machine, epoch, metrics);
+            let site = ServerSite::new(machine, epoch, max_connections, metrics);
             serve_clients(site, store, listeners, tls).await
         }
         (None, Some(etcd)) => {
@@ -133,12 +142,12 @@ async fn serve(options: ServerOptions) -> Result<(), ServerError> {
                 "mnat-server: {} watchers and {} mappings are in etcd",
                 counts.watchers, counts.assigned
             );
-            let site = ServerSite::new(machine, epoch, metrics);
+            let site = ServerSite::new(machine, epoch, max_connections, metrics);
             serve_clients(site, store, listeners, tls).await
         }
         (None, None) => {
             warn!("mnat-server: without --state, a restart forgets all mappings");
-            let site = ServerSite::new(machine, epoch, metrics);
+            let site = ServerSite::new(machine, epoch, max_connections, metrics);
             serve_clients(site, MemoryStore, listeners, tls).await
         }
     }
@@ -239,7 +248,6 @@ async fn serve_clients(
     let tls = Rc::new(RefCell::new(tls));
     let shutdown = CancellationToken::new();
     let connections = Rc::new(Cell::new(0));
-    let limit = max_open_files().saturating_sub(RESERVED_FILES).max(1);
     let stored = site.clone();
     actix_rt::spawn(async move { stored.run_store(store).await });
     let timed = site.clone();
@@ -248,7 +256,7 @@ async fn serve_clients(
     for listener in listeners {
         let (site, tls, shutdown) = (site.clone(), tls.clone(), shutdown.clone());
         let open = connections.clone();
-        actix_rt::spawn(accept(listener, site, tls, shutdown, open, limit));
+        actix_rt::spawn(accept(listener, site, tls, shutdown, open));
     }
     // Fails if systemd did not start this process.
     if let Err(e) = sd_notify::notify(&[NotifyState::Ready]) {
@@ -267,22 +275,29 @@ async fn serve_clients(
     Ok(())
 }
 
+/// Returns the limit of connections.
+fn max_connections() -> usize {
+    let files = max_open_files();
+    let reserved = RESERVED_FILES.min(files / 2);
+    (files - reserved).clamp(1, MAX_CONNECTIONS)
+}
+
 async fn accept(
     listener: tokio::net::TcpListener,
     site: Rc<ServerSite>,
     tls: Rc<RefCell<TlsReloader>>,
     shutdown: CancellationToken,
     open: Rc<Cell<usize>>,
-    limit: usize,
 ) {
+    let limit = site.max_connections() + MAX_CLOSING;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept(), if open.get() < limit => accepted,
-            () = sleep(ACCEPT_RETRY), if open.get() >= limit => continue,
+            () = sleep(CLOSING_RETRY), if open.get() >= limit => continue,
             () = shutdown.cancelled() => return,
         };
-        let tcp = match accepted {
-            Ok((tcp, _)) => tcp,
+        let (tcp, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(e) => {
                 debug!("mnat-server: accept: {e}");
                 sleep(ACCEPT_RETRY).await;
@@ -291,10 +306,17 @@ async fn accept(
         };
         open.set(open.get() + 1);
         site.metrics.set_connections(open.get());
+        let source = Some(ClientPrefix::of(peer.ip()));
+        let closed = CancellationToken::new();
+        let client = ClientConnection {
+            share: site.admit(source, closed.clone()),
+            source,
+            closed,
+        };
         let (site, config, shutdown) = (site.clone(), tls.borrow().config(), shutdown.clone());
         let open = open.clone();
         actix_rt::spawn(async move {
-            connection::serve(site.clone(), tcp, config, shutdown).await;
+            connection::serve(site.clone(), tcp, client, config, shutdown).await;
             open.set(open.get() - 1);
             site.metrics.set_connections(open.get());
         });

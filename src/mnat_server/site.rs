@@ -1,20 +1,24 @@
 //! What all connections share: the machine, the queue of transactions, and the polls that wait.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ahash::{AHashMap, AHashSet};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::changes::{SharedEvents, Transaction};
 use super::machine::{Caller, ServerMachine, ServerOutput, ServerReply, ServerRequest};
 use super::store::{CommitError, MappingStore};
 use crate::actors::log_limit::LogLimit;
+use crate::frontend::http::{ClientSource, Share, SharedLimit};
 use crate::metrics::MnatServerCatalog;
+use crate::metrics::mnat_server::CloseReason;
 use crate::mnat::messages::{JoinedSet, RestconfError};
 
 /// Pause between attempts to commit.
@@ -27,8 +31,38 @@ const EVENTS_RETRY: Duration = Duration::from_millis(200);
 const MAX_ATTEMPTS: usize = 3;
 /// Longest time between two looks at the timers of the machine.
 const MAX_TICK: Duration = Duration::from_millis(500);
-/// Long bodies of requests that are read at the same time.
-const MAX_LONG_BODIES: usize = 32;
+/// Memory of the bodies of all requests, in bytes. A request for all joins that the server permits
+/// would need half of it.
+const MAX_BODIES: usize = 64 << 20;
+/// Memory of the answers that clients have not read, in bytes. The longest one has 16 MiB.
+const MAX_ANSWERS: usize = 256 << 20;
+
+/// What clients use memory for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryKind {
+    /// Bodies of requests that are not handled yet.
+    Bodies,
+    /// Answers that are not read yet.
+    Answers,
+}
+
+impl MemoryKind {
+    fn close_reason(self) -> CloseReason {
+        match self {
+            Self::Bodies => CloseReason::BodyMemory,
+            Self::Answers => CloseReason::AnswerMemory,
+        }
+    }
+}
+
+impl fmt::Display for MemoryKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bodies => "the bodies of requests",
+            Self::Answers => "unread answers",
+        })
+    }
+}
 
 /// The shared state of a server.
 pub struct ServerSite {
@@ -46,15 +80,21 @@ pub struct ServerSite {
     /// A number of this process, because versions start again.
     epoch: u64,
     log_limit: RefCell<LogLimit>,
-    /// Permits to read a long body.
-    pub(super) long_bodies: Semaphore,
+    connections: SharedLimit,
+    bodies: SharedLimit,
+    answers: SharedLimit,
     /// The metrics.
     pub(super) metrics: MnatServerCatalog,
 }
 
 impl ServerSite {
     /// Returns a site with this machine. `epoch` is a random number.
-    pub fn new(machine: ServerMachine, epoch: u64, metrics: MnatServerCatalog) -> Self {
+    pub fn new(
+        machine: ServerMachine,
+        epoch: u64,
+        max_connections: usize,
+        metrics: MnatServerCatalog,
+    ) -> Self {
         metrics.set_pool_size(machine.counts().pool_size);
         metrics.set_store_up(true);
         let site = Self {
@@ -67,11 +107,70 @@ impl ServerSite {
             waiting: RefCell::default(),
             epoch,
             log_limit: RefCell::default(),
-            long_bodies: Semaphore::new(MAX_LONG_BODIES),
+            connections: SharedLimit::new(max_connections),
+            bodies: SharedLimit::new(MAX_BODIES),
+            answers: SharedLimit::new(MAX_ANSWERS),
             metrics,
         };
         site.handle_output();
         site
+    }
+
+    /// Returns the limit of connections.
+    pub fn max_connections(&self) -> usize {
+        self.connections.limit()
+    }
+
+    /// Admits a connection. If there are too many, the one that has sent no request for longest, of
+    /// the client with most, is closed: clients refresh their ids every 20 seconds. `closed` closes
+    /// the new one.
+    pub fn admit(&self, source: ClientSource, closed: CancellationToken) -> Share {
+        let (share, evicted) = self.connections.admit(source, 1, closed);
+        for client in evicted {
+            self.metrics.count_closed_connection(CloseReason::Evicted);
+            self.warn(format_args!(
+                "closed a connection in favour of a new one: there were {}, the limit, and {} were \
+                 those of {}",
+                self.max_connections(),
+                client.used,
+                name(client.source)
+            ));
+        }
+        share
+    }
+
+    /// Adds to the memory of a body or an answer. If all together use too much, the oldest one of
+    /// the client that uses most is given up, with its connection. `closed` closes the connection of
+    /// this one.
+    pub fn use_memory(
+        &self,
+        kind: MemoryKind,
+        share: Option<Share>,
+        bytes: usize,
+        source: ClientSource,
+        closed: &CancellationToken,
+    ) -> Share {
+        let limit = match kind {
+            MemoryKind::Bodies => &self.bodies,
+            MemoryKind::Answers => &self.answers,
+        };
+        let (share, evicted) = match share {
+            Some(share) => {
+                let evicted = share.grow(bytes);
+                (share, evicted)
+            }
+            None => limit.admit(source, bytes, closed.clone()),
+        };
+        for client in evicted {
+            self.metrics.count_closed_connection(kind.close_reason());
+            self.warn(format_args!(
+                "closed a connection: {kind} took {} MiB, the limit, and those of {} took {} KiB",
+                limit.limit() >> 20,
+                name(client.source),
+                client.used >> 10
+            ));
+        }
+        share
     }
 
     /// Handles a request. Returns the reply, and the number of the transaction that must be committed
@@ -314,5 +413,70 @@ impl ServerSite {
             sleep(next.min(MAX_TICK) + Duration::from_millis(1)).await;
             self.handle_output();
         }
+    }
+}
+
+/// Returns the name of a client in the log.
+fn name(source: ClientSource) -> String {
+    source.map_or_else(|| "an unknown address".into(), |source| source.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mnat_server::pool::Pool;
+    use crate::model::ClientPrefix;
+
+    fn site(max_connections: usize) -> ServerSite {
+        let pool = r#"{"group-pool": {"ranges": [
+            {"group-range": "239.1.1.0/29", "source-range": "10.9.1.2"}]}}"#;
+        let machine = ServerMachine::new(Pool::parse(pool).unwrap(), Box::new(|| 1));
+        let metrics = MnatServerCatalog::new().unwrap();
+        ServerSite::new(machine, 1, max_connections, metrics)
+    }
+
+    fn source(last: u8) -> ClientSource {
+        Some(ClientPrefix::of([192, 0, 2, last].into()))
+    }
+
+    fn closed(site: &ServerSite, reason: &str) -> bool {
+        let text = String::from_utf8(site.metrics.text().unwrap()).unwrap();
+        let name = "mcastor_mnat_closed_connections_total";
+        text.contains(&format!("{name}{{reason=\"{reason}\"}} 1\n"))
+    }
+
+    #[test]
+    fn client_that_uses_most_memory_loses_its_oldest_connection() {
+        for (kind, limit, reason) in [
+            (MemoryKind::Bodies, MAX_BODIES, "body_memory"),
+            (MemoryKind::Answers, MAX_ANSWERS, "answer_memory"),
+        ] {
+            let site = site(10);
+            let tokens = [(); 3].map(|()| CancellationToken::new());
+            let [oldest, other, newest] = &tokens;
+            let part = limit / 3;
+            let _shares = [(1, oldest), (2, other), (1, newest)]
+                .map(|(last, closed)| site.use_memory(kind, None, part, source(last), closed));
+            assert!(!oldest.is_cancelled(), "{kind}");
+            let grown = site.use_memory(kind, None, part, source(2), other);
+            assert!(oldest.is_cancelled() && !closed(&site, "evicted"), "{kind}");
+            assert!(closed(&site, reason), "{kind}");
+            // The other client uses most now.
+            let _grown = site.use_memory(kind, Some(grown), part, source(2), other);
+            assert!(other.is_cancelled() && !newest.is_cancelled(), "{kind}");
+        }
+    }
+
+    #[test]
+    fn request_keeps_a_connection_when_another_is_needed() {
+        let site = site(2);
+        let tokens = [(); 3].map(|()| CancellationToken::new());
+        let [first, second, third] = &tokens;
+        let active = site.admit(source(1), first.clone());
+        let _second = site.admit(source(1), second.clone());
+        active.touch();
+        let _third = site.admit(source(2), third.clone());
+        assert!(second.is_cancelled() && !first.is_cancelled() && !third.is_cancelled());
+        assert!(closed(&site, "evicted"));
     }
 }

@@ -7,7 +7,9 @@ pub mod addr;
 pub mod aliases;
 pub mod bandwidth;
 pub mod boot_time;
+pub mod client_prefix;
 pub mod escape;
+pub mod fair_limit;
 pub mod filter;
 pub mod flow_end;
 pub mod kernel_forwarding;
@@ -29,6 +31,8 @@ pub use addr::{AddrError, Group, GroupPrefix, Source, SourceGroup, SourcePrefix,
 pub use aliases::{Aliases, NoInterface, PublishedPorts, WaitingHint};
 pub use bandwidth::{Bandwidth, BandwidthError};
 pub use boot_time::{BootTime, ClockReading};
+pub use client_prefix::ClientPrefix;
+pub use fair_limit::{Evicted, FairLimit};
 pub use filter::SourceFilter;
 pub use flow_end::FlowEnd;
 pub use kernel_forwarding::KernelForwarding;

@@ -245,7 +245,7 @@ def main():
         programs = test_programs(["netns"])
         tests = commands(programs[0], filters or SHORT_TESTS)
     else:
-        kernels, seconds = arguments.kernels or [*SUITES, UML], 2400
+        kernels, seconds = arguments.kernels or [*SUITES, UML], 3600
         # Optimised, because an emulated processor is slow.
         netns, planes = test_programs(["netns", "planes"], "--release")
         tests = commands(netns, filters or TESTS)

@@ -4,13 +4,12 @@
 //! Clients may be hostile. Each of them costs a bounded amount of memory:
 //!
 //! ```text
-//! listener -> connections: the oldest gives way -> request_stream: one request, write timeout
+//! listener -> shared_limit: connections -> request_stream: one request, write timeout
 //!     -> host: names of this machine -> answers: turns to render, memory of unread answers
 //! ```
 
 mod actor;
 mod answers;
-mod connections;
 mod error_answers;
 mod events;
 mod host;
@@ -19,6 +18,7 @@ mod page;
 mod refusals;
 mod request_stream;
 mod server;
+mod shared_limit;
 mod site;
 
 pub use actor::HttpServerActor;
@@ -26,6 +26,7 @@ pub use listener::HttpListener;
 pub use page::{PageFile, page_files};
 pub use refusals::Refusals;
 pub use server::HttpServer;
+pub use shared_limit::{ClientSource, Share, SharedLimit};
 
 use std::fmt::Display;
 use std::io;
@@ -47,7 +48,8 @@ use crate::api::openapi::{OPENAPI_PATH, openapi_text};
 use crate::api::{self, DropQuery, ExplainQuery, FlowQuery, ShowQuery, ShowReply, StreamQuery};
 use answers::{AnswerLimits, Busy, RenderTurn};
 use error_answers::{
-    api_is_off, escaped, failed, invalid_parameters, not_encoded, not_found, unavailable,
+    api_is_off, escaped, failed, invalid_parameters, not_encoded, not_found, not_served,
+    unavailable,
 };
 use site::Site;
 
@@ -101,7 +103,7 @@ fn serve(context: Arc<RouterContext>, config: HttpConfig) -> io::Result<Server> 
             .route("/metrics", web::get().to(metrics))
             .route("/healthz", web::get().to(healthz))
             .route("/readyz", web::get().to(readyz))
-            .default_service(web::to(not_found));
+            .default_service(web::to(not_served));
         if site.api {
             app.route("/", web::get().to(page::page))
                 .route("/page/{name}", web::get().to(page::page))

@@ -15,16 +15,20 @@ use actix_web::web::{self, Data};
 use actix_web::{App, HttpResponse};
 use socket2::SockRef;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::connections::{Connections, MAX_CONNECTIONS};
 use super::host::AllowedHosts;
 use super::listener::HttpListener;
 use super::refusals::Refusals;
 use super::request_stream::{REQUEST_TIMEOUT, RequestStream};
+use super::shared_limit::{ClientSource, SharedLimit};
 use crate::actors::confined_thread;
 use crate::metrics::http::HttpRefusal;
+use crate::model::ClientPrefix;
 
+/// Largest limit of concurrent connections.
+const MAX_CONNECTIONS: usize = 256;
 /// How long a connection may last, however slowly its client reads.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Largest answer in the buffer of actix-http, in bytes, before it is written to the socket.
@@ -107,17 +111,18 @@ where
         .h1_write_buffer_size(WRITE_BUFFER)
         .h1(map_config(app, |()| AppConfig::default()))
         .map_err(|e| debug!("http: a connection ended: {e}"));
-    let connections = Connections::new(limit);
+    let connections = SharedLimit::new(limit);
     apply_fn_factory(http, move |stream: S, http| {
         limit_buffers(&stream);
-        let (slot, is_full) = connections.admit();
-        if is_full {
+        let evicted = CancellationToken::new();
+        let (share, others) = connections.admit(source(&stream), 1, evicted.clone());
+        if !others.is_empty() {
             refusals.report(
                 HttpRefusal::Evicted,
                 format_args!(
-                    "closed the oldest of {limit} connections in favour of a new one; \
-                     look for clients that hang, or restrict access with [http] listen or a \
-                     firewall"
+                    "closed one of {limit} connections in favour of a new one: the oldest of the \
+                     address with most; look for clients that hang, or restrict access with \
+                     [http] listen or a firewall"
                 ),
             );
         }
@@ -125,6 +130,7 @@ where
         let served = actix_service::Service::call(http, (stream, None));
         let refusals = refusals.clone();
         async move {
+            let _share = share;
             tokio::select! {
                 served = timeout(CONNECTION_TIMEOUT, served) => served.unwrap_or_else(|_| {
                     refusals.report(
@@ -137,10 +143,16 @@ where
                     );
                     Ok(())
                 }),
-                () = slot.evicted() => Ok(()),
+                () = evicted.cancelled() => Ok(()),
             }
         }
     })
+}
+
+/// Returns the client of a connection.
+fn source(stream: &impl std::os::fd::AsFd) -> ClientSource {
+    let peer = SockRef::from(stream).peer_addr().ok()?.as_socket()?;
+    Some(ClientPrefix::of(peer.ip()))
 }
 
 /// Keeps the kernel from buffering more for a client that does not read, or sends too much.

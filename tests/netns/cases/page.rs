@@ -173,7 +173,7 @@ fn events_of_each_view_have_its_tables(lab: &Lab) {
         ("groups", &["groups"]),
         ("drops", &["drops"]),
         ("tunnels", &["tunnels"]),
-        ("discovery", &["offers", "protocols", "questions"]),
+        ("discovery", &["askers", "offers", "protocols", "questions"]),
         ("mnat", &["mappings", "mnat"]),
     ] {
         let mut events = events(&star, &format!("view={view}"));
