@@ -7,6 +7,7 @@ mod kept_memberships;
 mod listeners;
 mod plane;
 pub mod service;
+mod services;
 mod state;
 mod tunnel_names;
 pub mod upgrade;
@@ -16,6 +17,7 @@ use listeners::{control_place, open_control, open_http, remove_former};
 use plane::ChosenPlane;
 pub use service::{NeedsReload, OnStarted};
 use service::{Script, ScriptEvent};
+use services::ChangedServices;
 use state::OpenState;
 use tunnel_names::TunnelNameError;
 use upgrade::{Inheritance, Outgoing, Predecessor};
@@ -37,11 +39,11 @@ use tracing::{debug, error, info, warn};
 
 use crate::actors::RouterContext;
 use crate::actors::control::links::LinkSource;
+use crate::actors::integrations::amt;
 use crate::actors::integrations::docker::read_names_first;
 use crate::actors::integrations::mnat::{reconfigure, restore_routes};
-use crate::actors::integrations::{amt, discovery};
 use crate::actors::messages::{Barrier, KeepMemberships, PanicIn, ReplaceRules, Shutdown};
-use crate::actors::shared::{AmtSettings, DiscoverySettings, ProcessRequest};
+use crate::actors::shared::ProcessRequest;
 use crate::actors::supervisor::{Supervisor, SupervisorConfig};
 use crate::api::UpgradeReport;
 use crate::discovery::config::joins as discovery_joins;
@@ -243,6 +245,8 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     let rib = take_rib(&mut active_settings, mnat.as_ref());
     let is_empty = rib.rules.is_empty() && rib.proxies.is_empty() && rib.joins.is_empty();
     let is_empty = is_empty && rib.discovery.is_empty();
+    // Rules that come from a watched file may still be missing.
+    let is_empty = is_empty && options.needs_reload.is_none();
     if is_empty && mnat.is_none() && matches!(options.clients, Clients::Control) {
         warn!(
             "nothing is configured: without [[route]], [[proxy]] or [[join]] no packet is \
@@ -348,11 +352,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     set_events(&context, settings);
     note_load_time(&context);
     context.mnat.store(mnat.map(Arc::new));
-    amt::prepare(&context, amt_settings(settings));
-    let rules = settings.discovery.clone();
-    context
-        .discovery
-        .store(Arc::new(DiscoverySettings { rules, mark }));
+    services::start(&context, settings, mark);
     let take_over = inherited.map(|inherited| inherited.prepare(&context));
     restore_routes(&context);
     read_names_first(&context).await;
@@ -666,22 +666,12 @@ async fn apply_loaded(
     let (notes, routes) = (settings.notes(), settings.routes.len());
     let mnat = mnat_override.or(settings.mnat.as_ref()).cloned();
     let replace = ReplaceRules(take_rib(&mut settings, mnat.as_ref()));
-    let amt_settings = amt_settings(&settings);
-    let has_amt_changed = **context.amt.load() != amt_settings;
-    if has_amt_changed {
-        amt::prepare(context, amt_settings);
-    }
-    let former_discovery = context.discovery.load_full();
-    let has_discovery_changed = former_discovery.rules != settings.discovery;
-    if has_discovery_changed {
-        let (rules, mark) = (settings.discovery.clone(), former_discovery.mark);
-        let discovery = DiscoverySettings { rules, mark };
-        context.discovery.store(Arc::new(discovery));
-    }
+    let services = ChangedServices::prepare(context, &settings);
     let directory = &context.directory;
     let applied = directory.ask(replace, RELOAD_TIMEOUT).await.is_ok()
         && directory.ask(Barrier, RELOAD_TIMEOUT).await.is_ok();
     if !applied {
+        services.undo(context);
         successful.set(0);
         return Err("routing does not respond; try again in a moment".into());
     }
@@ -706,12 +696,7 @@ async fn apply_loaded(
     if !changed.is_empty() {
         done += &format!("; changes of {} need a restart", changed.join(", "));
     }
-    if has_amt_changed {
-        amt::reconfigure(context, supervisor);
-    }
-    if has_discovery_changed {
-        discovery::reconfigure(context, supervisor);
-    }
+    services.apply(context, supervisor);
     if mnat_override.is_none() && old.mnat != new.mnat {
         reconfigure(context, supervisor, mnat.map(Arc::new));
     }
@@ -781,30 +766,6 @@ fn set_limits(context: &RouterContext, limits: &LimitSettings) {
 fn set_events(context: &RouterContext, settings: &Settings) {
     let events = Arc::new(settings.monitor.events.clone());
     context.monitoring.events.store(events);
-}
-
-/// The configuration of the resolver of this host.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
-
-/// The environment variable that names another file. For tests.
-const TEST_RESOLV_CONF: &str = "MCASTOR_TEST_RESOLV_CONF";
-
-/// Returns the settings of AMT, with the name servers of this host.
-fn amt_settings(settings: &Settings) -> AmtSettings {
-    let config = settings.amt.clone();
-    let needs_resolver = config.gateways.iter().any(|g| g.needs_resolver());
-    // The actor reports that there are none.
-    let resolv_conf = match needs_resolver {
-        true => {
-            let path = std::env::var_os(TEST_RESOLV_CONF).unwrap_or(RESOLV_CONF.into());
-            std::fs::read(path).unwrap_or_default()
-        }
-        false => Vec::new(),
-    };
-    AmtSettings {
-        config,
-        resolv_conf,
-    }
 }
 
 /// Moves the rules out of the settings, because there may be many and no other code needs them.

@@ -26,6 +26,9 @@ fn each_command_has_a_manual_page() {
         .map(|command| format!("man1/mcastor-{}.1", command.get_name()))
         .collect();
     assert!(expected.len() > 20, "{expected:?}");
+    for action in ["check", "certs"] {
+        expected.insert(format!("man1/mcastor-mnat-server-{action}.1"));
+    }
     expected.insert("man1/mcastor.1".into());
     expected.insert("man5/mcastor.toml.5".into());
     assert_eq!(
@@ -35,6 +38,20 @@ fn each_command_has_a_manual_page() {
     let smcroute = paths(&smcroute_pages().unwrap());
     let expected = ["man8/smcroutectl.8", "man8/smcrouted.8"].map(String::from);
     assert_eq!(smcroute, expected.into());
+}
+
+#[test]
+fn each_page_that_is_named_exists() {
+    let pages = manual_pages(mcastor::cli::command()).unwrap();
+    let names: BTreeSet<&str> = pages.iter().map(|page| page.name.as_str()).collect();
+    for page in &pages {
+        // Below SUBCOMMANDS: mcastor\-run(1).
+        let lines = page.text.lines().filter(|line| line.ends_with("(1)"));
+        for line in lines.filter(|line| line.starts_with("mcastor\\-")) {
+            let name = line.trim_end_matches("(1)").replace('\\', "");
+            assert!(names.contains(name.as_str()), "{}: {name}", page.name);
+        }
+    }
 }
 
 #[test]

@@ -594,6 +594,41 @@ fn help_on_a_variable_has_the_form_of_variables() {
         let report = load_text(ROUTE, &[(&name, value)]).unwrap_err();
         assert_eq!(report.problems()[0].help_text(), help, "{report}");
     }
+    // A shell reads the assignment as one word.
+    let (_, _, help) = env_problem(&[
+        ("MCASTOR__ROUTE__0__FROM", "eth0"),
+        ("MCASTOR__ROUTE__0__GROUP", "225.1.2.3"),
+    ]);
+    assert_eq!(help, "For example: MCASTOR__ROUTE__0__TO=eth1,veth*.");
+}
+
+/// The report breaks its lines at spaces only, so that paths and commands can be copied.
+#[test]
+fn paths_and_commands_are_not_broken() {
+    for (text, whole) in [
+        ("[state]\ndir = \"x\"\n", "\"/run/mcastor/state\""),
+        (
+            "[monitor]\nwebhook = \"x\"\n",
+            "\"https://alerts.example.net:9093/api/v2/alerts\"",
+        ),
+    ] {
+        let pretty = load_text(text, &[]).unwrap_err().pretty().to_string();
+        assert!(pretty.contains(whole), "{pretty}");
+    }
+}
+
+/// As `mcastor run`, whether the default file exists or not.
+#[test]
+fn check_without_file_examines_the_environment() {
+    let output = Command::new(env!("CARGO_BIN_EXE_mcastor"))
+        .arg("check")
+        .env("MCASTOR__ROUTE__0__FORM", "eth0")
+        .output()
+        .unwrap();
+    let report = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{report}");
+    let expected = "Did you mean MCASTOR__ROUTE__0__FROM?";
+    assert!(report.contains(expected), "{report}");
 }
 
 #[test]

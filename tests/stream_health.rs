@@ -99,17 +99,18 @@ fn loss_and_jitter_are_those_of_tshark() {
     }
 }
 
-/// By the definition of RFC 3611: losses 20, 22 and 24 to 27 are one burst of eight packets; 80 is
-/// in a gap.
+/// By the definition of RFC 3611: losses 20 to 43, with at most 15 packets between them, are one burst
+/// of 24 packets. Loss 60 comes 16 packets later and is in a gap, and so is 80.
 #[test]
 fn bursts_of_a_capture_are_those_of_the_dropped_packets() {
-    let (examined, _) = examine("pcmu.pcap", MonitorKind::Rtp, &[20, 22, 24, 25, 26, 27, 80]);
+    let dropped = [20, 22, 24, 25, 26, 27, 43, 60, 80];
+    let (examined, _) = examine("pcmu.pcap", MonitorKind::Rtp, &dropped);
     let expected = BurstView {
         bursts: 1,
-        burst_density_ppm: 6_000_000 / 8,
-        gap_density_ppm: 1_000_000 / 156,
-        burst_packets: 8,
-        gap_packets: 156 / 2,
+        burst_density_ppm: 7_000_000 / 24,
+        gap_density_ppm: 2_000_000 / 140,
+        burst_packets: 24,
+        gap_packets: 140 / 2,
         longest_loss: 4,
     };
     assert_eq!(examined.health.rtp.unwrap().bursts, expected);

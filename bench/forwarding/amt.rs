@@ -1,34 +1,27 @@
 //! `--amt`: what a packet costs at both ends of AMT tunnels, beside a packet of the packet plane.
 //! bench/results/amt.md has the table.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use mcastor::model::{Group, Source, TunnelEndpoint};
-use mcastor::probe::{PaceAction, Pacer};
-use mcastor::sys::datagram::{CopySender, DatagramReceiver, DatagramSocket};
+use mcastor::model::{Group, Source};
 use mcastor::sys::netns::NetNs;
-use mcastor::wire::amt::{AmtMessage, DATA_HEADER, FlagLayout, PORT, ResponseMac};
+use mcastor::wire::amt::{AmtMessage, DATA_HEADER, FlagLayout, PORT};
 use mcastor::wire::membership::build;
-use mcastor::wire::membership_message::{
-    Generation, GroupRecord, MembershipMessage, Query, RecordType,
-};
+use mcastor::wire::membership_message::{GroupRecord, MembershipMessage, RecordType};
 
 use crate::Outcome;
 use crate::lab::{self, Lab, ROUTER, SOURCE};
 use crate::meter::{self, Meter};
 use crate::peer::{self, Peer, Rules};
-use crate::relay_records::RelayRecords;
 use crate::results::median;
-use crate::sender::{self, SENDER_CORE, SendResult, SenderKind, Stream};
+use crate::sender::{self, SendResult, SenderKind, Stream};
 use crate::tun::TunWriter;
+use crate::tunnel_sender::{IDLE_PORT, INNER, RelayNetwork, Sending, TunnelSender};
 
 const ROUNDS: usize = 5;
 const SECONDS: f64 = 0.8;
@@ -46,32 +39,21 @@ const GATEWAYS: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const RELAY: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 /// The address of the host of the gateways on that link.
 const HOST: &str = "10.1.0.2";
-/// The port of a socket that reads nothing: the tunnel leads there until a gateway runs.
-const IDLE_PORT: u16 = 40_000;
 /// The port of the first gateway, which the others follow.
 const FIRST_GATEWAY_PORT: u16 = 20_000;
 /// The TUN device, and the port of the program that writes to it.
 const TUN: &str = "tun0";
 const TUN_PORT: u16 = 40_001;
-/// The relays of a gateway with many tunnels: addresses of the source, and the network that has them.
-const FIRST_RELAY: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 1);
-const RELAYS: &str = "10.7.0.0/16";
-/// The name server that has their records.
-const NAME_SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(SOURCE), 53);
-/// IPv4 and UDP headers of the packet in a tunnel.
-const INNER: usize = 28;
-/// Most packets of one system call of the sender.
-const BATCH: usize = 64;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Case {
     /// The packet plane with one egress.
-    Native,
+    Native(Ingress),
     /// A relay with this number of tunnels.
     Relay(usize),
     /// A gateway with one tunnel.
-    Gateway(Arrival),
+    Gateway(Sending, Ingress),
     /// A gateway with this number of tunnels, each of them for its own streams. The relays send
     /// single datagrams.
     GatewayTunnels(usize),
@@ -80,25 +62,33 @@ enum Case {
     Tun,
 }
 
-/// How the datagrams of a relay reach a gateway.
+/// How the interface of the router receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Arrival {
-    /// One by one.
-    Single,
-    /// The relay sends them one by one, and the interface coalesces them, as those of hardware do.
-    Coalesced,
-    /// The relay sends runs of one stream (`UDP_SEGMENT`), as the relay of mcastor does.
-    Runs,
+enum Ingress {
+    /// Without GRO, as a veth does.
+    Plain,
+    /// With GRO, as hardware does.
+    Coalescing,
 }
 
 impl Case {
     fn name(self) -> String {
         match self {
-            Self::Native => "packet plane, 1 egress".into(),
+            Self::Native(Ingress::Plain) => "packet plane, 1 egress".into(),
+            Self::Native(Ingress::Coalescing) => "packet plane, GRO".into(),
             Self::Relay(n) => format!("relay, {n} tunnels"),
-            Self::Gateway(Arrival::Single) => "gateway".into(),
-            Self::Gateway(Arrival::Coalesced) => "gateway, GRO on the interface".into(),
-            Self::Gateway(Arrival::Runs) => "gateway, relay sends runs".into(),
+            Self::Gateway(sending, ingress) => {
+                let sending = match sending {
+                    Sending::Single => "",
+                    Sending::Runs => ", relay sends runs",
+                    Sending::Bursts => ", bursts",
+                };
+                let ingress = match ingress {
+                    Ingress::Plain => "",
+                    Ingress::Coalescing => ", GRO",
+                };
+                format!("gateway{sending}{ingress}")
+            }
             Self::GatewayTunnels(n) => format!("gateway, {n} tunnels"),
             Self::Tun => "TUN device".into(),
         }
@@ -108,6 +98,13 @@ impl Case {
         match self {
             Self::Relay(n) => n,
             _ => 1,
+        }
+    }
+
+    fn ingress(self) -> Ingress {
+        match self {
+            Self::Native(ingress) | Self::Gateway(_, ingress) => ingress,
+            _ => Ingress::Plain,
         }
     }
 
@@ -123,33 +120,46 @@ impl Case {
 #[derive(Debug, Default)]
 struct Series {
     cpu_ns: Vec<f64>,
-    /// Relative to the packet plane in the same round.
+    /// Relative to the packet plane with the same kind of interface in the same round.
     ratio: Vec<f64>,
     max: Vec<f64>,
     loss: Vec<f64>,
     backlog: Vec<f64>,
 }
 
-/// Measures all cases in turn, and prints a table. `quick`: in one round.
-pub fn run(quick: bool) -> Outcome<()> {
+/// Measures all cases in turn, and prints a table. `quick`: in one round. `only`: the packet plane, and
+/// the cases whose names contain it.
+pub fn run(quick: bool, only: Option<&str>) -> Outcome<()> {
     let stop = AtomicBool::new(false);
     let mut figures: BTreeMap<(usize, Case), Series> = BTreeMap::new();
-    let mut cases = vec![Case::Native];
+    let mut cases = vec![
+        Case::Native(Ingress::Plain),
+        Case::Native(Ingress::Coalescing),
+    ];
     cases.extend(TUNNELS.map(Case::Relay));
-    let arrivals = [Arrival::Single, Arrival::Coalesced, Arrival::Runs];
-    cases.extend(arrivals.map(Case::Gateway));
+    cases.extend([
+        Case::Gateway(Sending::Single, Ingress::Plain),
+        Case::Gateway(Sending::Runs, Ingress::Plain),
+        Case::Gateway(Sending::Bursts, Ingress::Plain),
+        Case::Gateway(Sending::Bursts, Ingress::Coalescing),
+    ]);
     cases.extend(GATEWAY_TUNNELS.map(Case::GatewayTunnels));
     cases.push(Case::Tun);
+    cases.retain(|case| {
+        let is_wanted = only.is_none_or(|only| case.name().contains(only));
+        is_wanted || matches!(case, Case::Native(_))
+    });
     for round in 0..if quick { 1 } else { ROUNDS } {
         println!("round {round}");
         for size in SIZES {
-            let mut native = f64::NAN;
+            let mut native = BTreeMap::new();
             for &case in &cases {
                 let measured = measure(case, size, &stop)
                     .map_err(|e| format!("{}, {size} bytes: {e}", case.name()))?;
-                if case == Case::Native {
-                    native = measured.cpu_ns;
+                if let Case::Native(ingress) = case {
+                    native.insert(ingress, measured.cpu_ns);
                 }
+                let native = native.get(&case.ingress()).copied().unwrap_or(f64::NAN);
                 let series = figures.entry((size, case)).or_default();
                 series.cpu_ns.push(measured.cpu_ns);
                 series.ratio.push(measured.cpu_ns / native);
@@ -209,11 +219,14 @@ fn measure(case: Case, size: usize, stop: &AtomicBool) -> Outcome<Measured> {
     let tunnel = TunnelSender::start(&lab)?;
     let send = |stream| -> Outcome<SendResult> {
         match case {
-            Case::Gateway(_) | Case::GatewayTunnels(_) | Case::Tun => {
-                let in_runs = case == Case::Gateway(Arrival::Runs);
+            Case::Gateway(..) | Case::GatewayTunnels(_) | Case::Tun => {
+                let kind = match case {
+                    Case::Gateway(kind, _) => kind,
+                    _ => Sending::Single,
+                };
                 let sending = || {
                     tunnel
-                        .send(stream, in_runs, stop)
+                        .send(&lab, stream, kind, stop)
                         .map_err(|e| e.to_string())
                 };
                 Ok(lab.source.run(sending)??)
@@ -249,9 +262,9 @@ fn measure(case: Case, size: usize, stop: &AtomicBool) -> Outcome<Measured> {
         _ => None,
     };
     let mut running = match case {
-        Case::Native => peer::start(&lab, Peer::Mcastor, Rules::Pairs(FLOWS), base.kind, FLOWS)?,
+        Case::Native(_) => peer::start(&lab, Peer::Mcastor, Rules::Pairs(FLOWS), base.kind, FLOWS)?,
         Case::Relay(_) => peer::start_mcastor(&lab, &relay_settings())?,
-        Case::Gateway(_) => {
+        Case::Gateway(..) => {
             let relay = SOURCE.to_string();
             peer::start_mcastor(&lab, &gateway_settings("internet", Some(&relay), FLOWS))?
         }
@@ -261,7 +274,7 @@ fn measure(case: Case, size: usize, stop: &AtomicBool) -> Outcome<Measured> {
         }
         Case::Tun => peer::start_mcastor(&lab, &gateway_settings(TUN, None, FLOWS))?,
     };
-    if case == Case::Gateway(Arrival::Coalesced) {
+    if case.ingress() == Ingress::Coalescing {
         lab.coalesce()?;
     }
     match case {
@@ -270,7 +283,7 @@ fn measure(case: Case, size: usize, stop: &AtomicBool) -> Outcome<Measured> {
         _ => {}
     }
     match case {
-        Case::Native => peer::wait_ready(&lab, &mut running, base)?,
+        Case::Native(_) => peer::wait_ready(&lab, &mut running, base)?,
         _ => {
             let before = lab.arrived()?[0];
             let deadline = Instant::now() + Duration::from_secs(20);
@@ -315,7 +328,7 @@ fn measure(case: Case, size: usize, stop: &AtomicBool) -> Outcome<Measured> {
 }
 
 /// Runs `ip` with these words in a namespace.
-fn ip(netns: &NetNs, words: &str) -> Outcome<()> {
+pub fn ip(netns: &NetNs, words: &str) -> Outcome<()> {
     let run = || Command::new("ip").args(words.split(' ')).output();
     let output = netns.run(run)??;
     match output.status.success() {
@@ -419,215 +432,4 @@ fn gateway_settings(ingress: &str, relay: Option<&str>, flows: usize) -> String 
         );
     }
     text
-}
-
-/// The relays of a gateway with many tunnels, and the name server that knows them.
-struct RelayNetwork {
-    _records: RelayRecords,
-}
-
-impl RelayNetwork {
-    fn start(lab: &Lab, count: usize) -> Outcome<Self> {
-        // A namespace has its loopback down at first.
-        ip(&lab.source, "link set lo up")?;
-        ip(&lab.source, &format!("route add local {RELAYS} dev lo"))?;
-        ip(&lab.router, &format!("route add {RELAYS} via {SOURCE}"))?;
-        let relay_of = move |source| {
-            let (first, _) = SenderKind::Raw.flow(0);
-            let flow = Ipv4Addr::to_bits(source).wrapping_sub(first.to_bits());
-            relay_address(flow as usize, count)
-        };
-        let _records = RelayRecords::start(&lab.source, NAME_SERVER, relay_of)?;
-        Ok(Self { _records })
-    }
-}
-
-/// Returns the relay of a flow.
-fn relay_address(flow: usize, relays: usize) -> Ipv4Addr {
-    Ipv4Addr::from_bits(FIRST_RELAY.to_bits() + (flow % relays) as u32)
-}
-
-/// The relays of the gateway: answer its messages, and send it packets. Dropping it ends them.
-struct TunnelSender {
-    socket: Arc<DatagramSocket>,
-    gateway: Arc<Mutex<SocketAddr>>,
-    /// The addresses of relays that have received an update.
-    joined: Arc<Mutex<BTreeSet<IpAddr>>>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl TunnelSender {
-    fn start(lab: &Lab) -> Outcome<Self> {
-        let open = || DatagramSocket::open((Ipv4Addr::UNSPECIFIED, PORT).into(), None);
-        let socket = Arc::new(lab.source.run(open)??);
-        let gateway = Arc::new(Mutex::new(SocketAddr::from((ROUTER, IDLE_PORT))));
-        let stop = Arc::new(AtomicBool::new(false));
-        let joined: Arc<Mutex<BTreeSet<IpAddr>>> = Arc::default();
-        let (answering, known, stopped) = (socket.clone(), gateway.clone(), stop.clone());
-        let updated = joined.clone();
-        let thread = std::thread::spawn(move || {
-            let mut receiver = DatagramReceiver::new(answering.clone());
-            while !stopped.load(Ordering::Relaxed) {
-                let mut datagrams = Vec::new();
-                let Ok(buffer) = receiver.receive(&mut datagrams) else {
-                    std::thread::sleep(Duration::from_millis(5));
-                    continue;
-                };
-                for datagram in datagrams {
-                    let range = datagram.start..datagram.start + datagram.len;
-                    let message = buffer.bytes().get(range).unwrap_or_default();
-                    let parsed = AmtMessage::parse(message);
-                    if matches!(parsed, Ok(AmtMessage::MembershipUpdate { .. }))
-                        && let Ok(mut updated) = updated.lock()
-                    {
-                        updated.insert(datagram.endpoint.local);
-                    }
-                    if let Some(answer) = answer(message) {
-                        if let Ok(mut known) = known.lock() {
-                            *known = datagram.endpoint.remote;
-                        }
-                        let _ = answering.send(datagram.endpoint, &answer);
-                    }
-                }
-            }
-        });
-        Ok(Self {
-            socket,
-            gateway,
-            joined,
-            stop,
-            thread: Some(thread),
-        })
-    }
-
-    /// Waits until this number of relays has received an update.
-    fn wait_for_relays(&self, count: usize) -> Outcome<()> {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            let joined = self.joined.lock().map_err(|e| e.to_string())?.len();
-            if joined >= count {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                return Err(format!("{joined} of {count} relays have received an update").into());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// Sends to this address from now on.
-    fn lead_to(&self, address: SocketAddr) -> Outcome<()> {
-        *self.gateway.lock().map_err(|e| e.to_string())? = address;
-        Ok(())
-    }
-
-    /// Sends the packets of a stream through the tunnel, in runs of one stream or one by one.
-    fn send(&self, stream: Stream, in_runs: bool, stop: &AtomicBool) -> Outcome<SendResult> {
-        let remote = *self.gateway.lock().map_err(|e| e.to_string())?;
-        // One relay sends all flows, or each of its own.
-        let relays = self.joined.lock().map_err(|e| e.to_string())?.len();
-        let relay_of = |flow| match relays {
-            0 | 1 => SOURCE,
-            relays => relay_address(flow, relays),
-        };
-        let flows = 0..stream.flows;
-        let packets = flows.map(|flow| sender::packet(stream.size, stream.kind.flow(flow)));
-        let packets: Vec<_> = packets.collect();
-        sender::pin(SENDER_CORE)?;
-        let cpu = meter::own_ns();
-        let mut copies = CopySender::default();
-        let segment = (DATA_HEADER.len() + INNER + stream.size) as u16;
-        // The kernel makes at most 64 datagrams of a run, whose length has 16 bits.
-        let longest = (usize::from(u16::MAX) / usize::from(segment) - 1).min(BATCH);
-        let mut pacer = Pacer::new(stream.rate);
-        let max = stream
-            .rate
-            .map_or(u64::MAX, |rate| (rate * stream.seconds) as u64);
-        let limit = Duration::from_secs_f64(match stream.rate {
-            Some(_) => stream.seconds * 2.0,
-            None => stream.seconds,
-        });
-        let (mut sent, mut batches) = (0u64, 0);
-        let started = Instant::now();
-        while sent < max && started.elapsed() < limit && !stop.load(Ordering::Relaxed) {
-            let due = match pacer.poll(started.elapsed()) {
-                PaceAction::Sleep(pause) => {
-                    std::thread::sleep(pause);
-                    continue;
-                }
-                PaceAction::Send(due) => due.min(max - sent).min(BATCH as u64) as usize,
-            };
-            let flow = batches % packets.len();
-            let packet = &packets[flow];
-            let to = [TunnelEndpoint {
-                remote,
-                local: relay_of(flow).into(),
-            }; BATCH];
-            batches += 1;
-            let run = due.min(longest);
-            let sending = match in_runs && run > 1 {
-                true => {
-                    let parts = [&DATA_HEADER[..], packet].repeat(run);
-                    let sending = copies.send(&self.socket, &parts, Some(segment), &to[..1]);
-                    sending.map(|_| run)
-                }
-                false => copies.send(&self.socket, &[&DATA_HEADER, packet], None, &to[..due]),
-            };
-            match sending {
-                Ok(n) => {
-                    sent += n as u64;
-                    pacer.sent(n as u64);
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(SendResult {
-            packets: sent,
-            seconds: started.elapsed().as_secs_f64(),
-            thread_ns: meter::own_ns().saturating_sub(cpu),
-        })
-    }
-}
-
-impl Drop for TunnelSender {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Returns the answer of the relay to a message.
-fn answer(message: &[u8]) -> Option<Vec<u8>> {
-    match AmtMessage::parse(message).ok()? {
-        AmtMessage::RelayDiscovery { nonce } => {
-            let relay = SOURCE.into();
-            Some(AmtMessage::RelayAdvertisement { nonce, relay }.to_bytes())
-        }
-        AmtMessage::Request { nonce, .. } => {
-            let query = MembershipMessage::Query(Query {
-                generation: Generation::Three,
-                group: None,
-                max_response_time: Duration::from_secs(1),
-                suppress: false,
-                robustness: 2,
-                interval: Some(Duration::from_secs(125)),
-                sources: Vec::new(),
-            });
-            let packets = build(&query, SOURCE.into(), 1200).ok()?;
-            let query = AmtMessage::MembershipQuery {
-                is_limit_reached: false,
-                mac: ResponseMac([1; 6]),
-                nonce,
-                packet: packets.first()?,
-                gateway: None,
-                flags: FlagLayout::Standard,
-            };
-            Some(query.to_bytes())
-        }
-        _ => None,
-    }
 }

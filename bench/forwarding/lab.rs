@@ -142,6 +142,21 @@ impl Lab {
         Ok(found.ok_or("the source has no interface")?.index)
     }
 
+    /// Returns the link-layer address of the router on the link of the source.
+    pub fn router_mac(&self) -> Outcome<[u8; 6]> {
+        let show = || {
+            let mut ip = Command::new("ip");
+            ip.args(["-brief", "link", "show", "dev", IN]).output()
+        };
+        let output = self.router.run(show)??;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let address = text.split_whitespace().nth(2).unwrap_or_default();
+        let bytes = address.split(':').map(|byte| u8::from_str_radix(byte, 16));
+        let bytes = bytes.collect::<Result<Vec<u8>, _>>()?;
+        let bytes = bytes.try_into();
+        bytes.map_err(|_| format!("no link-layer address: {text}").into())
+    }
+
     /// Lets a program on the router join the groups of the flows. It reads nothing, so the kernel
     /// drops the packets when its buffer is full. It leaves the groups when the socket is dropped.
     pub fn listen(&self, kind: SenderKind, flows: usize) -> Outcome<UdpSocket> {
@@ -162,10 +177,17 @@ impl Lab {
         ethtool(&self.source, &["-K", END, "tx", state])
     }
 
-    /// Lets the router's interface to the source coalesce UDP datagrams, as hardware interfaces do
-    /// by default.
+    /// Lets the router's interface to the source coalesce UDP datagrams that arrive together, as
+    /// hardware interfaces do by default. A veth does it only if its other end cannot send TCP
+    /// segments.
     pub fn coalesce(&self) -> Outcome<()> {
-        ethtool(&self.router, &["-K", IN, "gro", "on"])
+        ethtool(&self.router, &["-K", IN, "gro", "on"])?;
+        let segments = ["tx-tcp-segmentation", "tx-tcp6-segmentation"];
+        let variants = ["tx-tcp-ecn-segmentation", "tx-tcp-mangleid-segmentation"];
+        for feature in segments.into_iter().chain(variants) {
+            ethtool(&self.source, &["-K", END, feature, "off"])?;
+        }
+        Ok(())
     }
 
     /// Returns the number of packets that arrived at each receiver.

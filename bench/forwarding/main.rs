@@ -20,6 +20,7 @@ mod show_flows;
 mod svg;
 mod sweep;
 mod tun;
+mod tunnel_sender;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
     let profile = arguments.iter().find_map(|a| a.strip_prefix("--profile="));
     let done = match profile {
         Some(target) => profile_scenario(target),
-        None if has("--amt") => amt::run(has("--quick")),
+        None if has("--amt") => amt::run(has("--quick"), only),
         None if has("--streams") => monitored::run(has("--quick")),
         None if has("--merge") => merged::run(has("--quick")),
         None if has("--modes") => sweep::run(&sweep::MODES),

@@ -59,7 +59,7 @@ use ipnet::IpNet;
 use crate::amt::{GatewayStatus, SavedRelay, TunnelStatus};
 use crate::discovery::askers::OpenQuestion;
 use crate::discovery::config::DiscoveryRule;
-use crate::discovery::observed::{ObservedOffer, OfferKey};
+use crate::discovery::observed::{Observation, ObservationKey};
 use crate::forward::drop_history::Dropped;
 use crate::membership::{GroupStatus, Protocol, QuerierStatus};
 use crate::mnat::{Channel, Config, MappingReport, RouteStep};
@@ -383,20 +383,22 @@ pub struct DiscoveryReport {
     /// The links of devices and of askers that exist.
     pub links: [Vec<IfName>; 2],
     /// The offers, the latest first.
-    pub offers: Vec<OfferReport>,
+    pub offers: Vec<ObservationReport>,
+    /// What was asked for, by asker, the latest first.
+    pub asked: Vec<ObservationReport>,
     /// The open questions.
     pub questions: Vec<QuestionReport>,
 }
 
-/// An offer that was seen.
+/// An offer or a question that was seen.
 #[derive(Debug, Clone)]
-pub struct OfferReport {
-    /// The link of the device, and the link where the offer is seen.
+pub struct ObservationReport {
+    /// The link of the host, and the link where the offer is seen or the question is asked.
     pub ends: [IfName; 2],
-    /// Protocol, device, and what it offers.
-    pub key: OfferKey,
+    /// Protocol, host, and what it offers or asks for.
+    pub key: ObservationKey,
     /// The station, the result, and when.
-    pub offer: ObservedOffer,
+    pub observation: Observation,
 }
 
 /// An open question.

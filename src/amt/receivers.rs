@@ -66,6 +66,27 @@ impl GroupReceivers {
     }
 }
 
+/// Returns the union of filters. Unlike a fold with [`SourceFilter::union`], it copies no set for
+/// each member.
+pub(super) fn union(members: &BTreeMap<SocketAddr, SourceFilter>) -> SourceFilter {
+    let mut included = BTreeSet::new();
+    let mut excluded: Option<BTreeSet<_>> = None;
+    for filter in members.values() {
+        match (filter, &mut excluded) {
+            (SourceFilter::Include(sources), _) => included.extend(sources.iter().copied()),
+            (SourceFilter::Exclude(sources), None) => excluded = Some(sources.clone()),
+            (SourceFilter::Exclude(sources), Some(all)) => all.retain(|s| sources.contains(s)),
+        }
+    }
+    match excluded {
+        None => SourceFilter::Include(included),
+        Some(mut excluded) => {
+            excluded.retain(|source| !included.contains(source));
+            SourceFilter::Exclude(excluded)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

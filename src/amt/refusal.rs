@@ -1,6 +1,7 @@
 //! The reasons for which a received AMT message is refused: the `reason` label of
 //! `mcastor_amt_refused_total`.
 
+use crate::membership::MembershipRefusal;
 use crate::wire::amt::AmtParseError;
 use crate::wire::reason_enum::reason_enum;
 
@@ -39,6 +40,8 @@ reason_enum! {
     NotPermitted = "not_permitted",
     /// Too many messages came from the prefix of the sender, or from the gateway.
     RateLimit = "rate_limit",
+    /// The updates of gateways cause more work than `limits.reports_per_second` of the proxy allows.
+    UpdateRate = "update_rate",
 }
 
 impl From<AmtParseError> for AmtRefusal {
@@ -47,6 +50,22 @@ impl From<AmtParseError> for AmtRefusal {
             AmtParseError::Version => Self::Version,
             AmtParseError::UnknownType => Self::UnknownType,
             AmtParseError::Length => Self::Length,
+        }
+    }
+}
+
+impl From<MembershipRefusal> for AmtRefusal {
+    fn from(reason: MembershipRefusal) -> Self {
+        match reason {
+            MembershipRefusal::GroupLimit | MembershipRefusal::SourceLimit => Self::GroupLimit,
+            MembershipRefusal::GroupDenied
+            | MembershipRefusal::SourceDenied
+            | MembershipRefusal::LinkLocalGroup
+            | MembershipRefusal::AnySourceInSsm => Self::NotPermitted,
+            MembershipRefusal::MemberRate | MembershipRefusal::UnknownSenderRate => {
+                Self::UpdateRate
+            }
+            _ => Self::BadReport,
         }
     }
 }

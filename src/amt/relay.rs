@@ -9,12 +9,15 @@ use std::time::{Duration, Instant};
 use super::config::{ROBUSTNESS, RelayConfig};
 use super::prefix_limit::{PrefixLimit, prefix_range};
 use super::random::AmtRandom;
-use super::receivers::GroupReceivers;
+use super::receivers::{GroupReceivers, union};
 use super::refusal::AmtRefusal;
 use super::request_memory::RequestMemory;
 use super::response_mac::MacSecrets;
 use super::saved::{SavedGateway, SavedRelay};
-use crate::membership::{Downstream, DownstreamConfig, MembershipRefusal, Protocol};
+use crate::membership::{
+    Downstream, DownstreamConfig, MembershipRefusal, Protocol, ReportRateLimiter, SenderStatus,
+    Work,
+};
 use crate::model::{ClockReading, Group, HeaderChecks, ProxyRule, SourceFilter, TunnelEndpoint};
 use crate::wire::amt::{AmtMessage, FlagLayout};
 use crate::wire::link_control::HeaderPolicy;
@@ -97,6 +100,12 @@ impl GatewayTunnel {
         let downstreams = self.downstreams.iter().flatten();
         downstreams.map(|downstream| downstream.group_count()).sum()
     }
+
+    fn groups(&self) -> impl Iterator<Item = Group> {
+        let downstreams = self.downstreams.iter().flatten();
+        let groups = downstreams.flat_map(|downstream| downstream.groups(self.updated));
+        groups.map(|status| status.group)
+    }
 }
 
 /// A relay.
@@ -115,6 +124,8 @@ pub struct Relay {
     rule: Arc<ProxyRule>,
     secrets: MacSecrets,
     limit: PrefixLimit,
+    /// Limits the work of updates.
+    update_limit: ReportRateLimiter<SocketAddr>,
     tunnels: BTreeMap<SocketAddr, GatewayTunnel>,
     deadlines: BTreeSet<(Instant, SocketAddr)>,
     members: BTreeMap<Group, BTreeMap<SocketAddr, SourceFilter>>,
@@ -135,8 +146,10 @@ impl Relay {
         let secrets = MacSecrets::new(now, lifetime, &mut random);
         let (per_prefix, total) = (config.answers_per_prefix, config.answers);
         let limit = PrefixLimit::new(now, per_prefix, total, random.nonce());
+        let rule = config.rule(lists);
         Self {
-            rule: Arc::new(config.rule(lists)),
+            update_limit: update_limit(now, &rule, &mut random),
+            rule: Arc::new(rule),
             config,
             secrets,
             limit,
@@ -223,7 +236,11 @@ impl Relay {
     /// Replaces configuration and access lists. Gateways stay; memberships that are not permitted
     /// any more end.
     pub fn reconfigure(&mut self, now: Instant, config: RelayConfig, lists: &ProxyRule) {
-        self.rule = Arc::new(config.rule(lists));
+        let rule = config.rule(lists);
+        if rule.limits.reports_per_second != self.rule.limits.reports_per_second {
+            self.update_limit = update_limit(now, &rule, &mut self.random);
+        }
+        self.rule = Arc::new(rule);
         self.config = config;
         let addresses: Vec<SocketAddr> = self.tunnels.keys().copied().collect();
         for address in addresses {
@@ -429,6 +446,7 @@ impl Relay {
         (from, to): (SocketAddr, IpAddr),
         packet: &[u8],
     ) -> Result<(), AmtRefusal> {
+        self.update_limit.admit(now, from)?;
         let policy = HeaderPolicy {
             headers: HeaderChecks::Lenient,
             on_link: &[],
@@ -437,35 +455,49 @@ impl Relay {
         if !matches!(report.message, MembershipMessage::Records(_)) {
             return Err(AmtRefusal::BadReport);
         }
-        if !self.tunnels.contains_key(&from) {
-            if self.is_full_for(from.ip()) {
-                return Err(AmtRefusal::GatewayLimit);
-            }
-            let tunnel = GatewayTunnel {
-                local: to,
-                downstreams: [None, None],
-                since: now,
-                updated: now,
-                deadline: None,
-            };
-            self.tunnels.insert(from, tunnel);
-        }
-        let Some(tunnel) = self.tunnels.get_mut(&from) else {
-            return Err(AmtRefusal::UnknownGateway);
-        };
-        tunnel.updated = now;
         let protocol = match report.source {
             IpAddr::V4(_) => Protocol::Igmp,
             IpAddr::V6(_) => Protocol::Mld,
         };
+        let tunnel = self.tunnels.get(&from);
+        if tunnel.is_none() && self.is_full_for(from.ip()) {
+            return Err(AmtRefusal::GatewayLimit);
+        }
+        let work = match tunnel.and_then(|t| t.downstreams[protocol as usize].as_ref()) {
+            Some(downstream) => downstream.work_of(&report.message),
+            None => Work::of(&report.message, |_| 0),
+        };
+        self.update_limit.charge(now, from, work)?;
+        let tunnel = self.tunnels.entry(from).or_insert_with(|| GatewayTunnel {
+            local: to,
+            downstreams: [None, None],
+            since: now,
+            updated: now,
+            deadline: None,
+        });
+        tunnel.updated = now;
+        if std::mem::replace(&mut tunnel.local, to) != to {
+            self.changed.extend(tunnel.groups());
+        }
         let config = downstream_config(&self.rule, protocol);
         let own = Some(own_address(protocol));
         let downstream = tunnel.downstreams[protocol as usize]
             .get_or_insert_with(|| Box::new(Downstream::new(now, config, own)));
-        let (source, destination) = (report.source, report.destination);
-        let handled = downstream.handle_message(now, source, destination, &report.message);
+        let handled = downstream.handle_message_from(
+            now,
+            SenderStatus::OnlyHost,
+            report.source,
+            report.destination,
+            &report.message,
+        );
+        let expires = now + downstream.timers().group_membership_interval();
         self.update_tunnel(now, from);
-        handled.map_err(refusal)
+        // Hosts also report link-local groups, which are refused.
+        if matches!(handled, Ok(()) | Err(MembershipRefusal::LinkLocalGroup)) {
+            let limit = &mut self.update_limit;
+            limit.handle_accepted_report(now, from, expires);
+        }
+        Ok(handled?)
     }
 
     /// Takes over what changed in a tunnel. Removes it if it has no groups.
@@ -509,19 +541,27 @@ impl Relay {
         if let Some(old) = tunnel.deadline {
             self.deadlines.remove(&(old, address));
         }
-        for downstream in tunnel.downstreams.iter().flatten() {
-            for status in downstream.groups(tunnel.updated) {
-                let Some(members) = self.members.get_mut(&status.group) else {
-                    continue;
-                };
-                members.remove(&address);
-                self.changed.insert(status.group);
-                if members.is_empty() {
-                    self.members.remove(&status.group);
-                }
+        for group in tunnel.groups() {
+            let Some(members) = self.members.get_mut(&group) else {
+                continue;
+            };
+            members.remove(&address);
+            self.changed.insert(group);
+            if members.is_empty() {
+                self.members.remove(&group);
             }
         }
     }
+}
+
+/// Returns the limit of the work of updates.
+fn update_limit(
+    now: Instant,
+    rule: &ProxyRule,
+    random: &mut AmtRandom,
+) -> ReportRateLimiter<SocketAddr> {
+    let seed = u64::from(random.nonce()) << 32 | u64::from(random.nonce());
+    ReportRateLimiter::new(now, rule.limits.reports_per_second, seed)
 }
 
 /// Returns the configuration of the memberships of one tunnel and protocol.
@@ -538,38 +578,6 @@ fn own_address(protocol: Protocol) -> IpAddr {
     match protocol {
         Protocol::Igmp => DUMMY_SOURCE.into(),
         Protocol::Mld => MLD_SOURCE.into(),
-    }
-}
-
-/// Returns the union of filters. Unlike a fold with [`SourceFilter::union`], it copies no set for
-/// each member.
-fn union(members: &BTreeMap<SocketAddr, SourceFilter>) -> SourceFilter {
-    let mut included = BTreeSet::new();
-    let mut excluded: Option<BTreeSet<_>> = None;
-    for filter in members.values() {
-        match (filter, &mut excluded) {
-            (SourceFilter::Include(sources), _) => included.extend(sources.iter().copied()),
-            (SourceFilter::Exclude(sources), None) => excluded = Some(sources.clone()),
-            (SourceFilter::Exclude(sources), Some(all)) => all.retain(|s| sources.contains(s)),
-        }
-    }
-    match excluded {
-        None => SourceFilter::Include(included),
-        Some(mut excluded) => {
-            excluded.retain(|source| !included.contains(source));
-            SourceFilter::Exclude(excluded)
-        }
-    }
-}
-
-fn refusal(reason: MembershipRefusal) -> AmtRefusal {
-    match reason {
-        MembershipRefusal::GroupLimit | MembershipRefusal::SourceLimit => AmtRefusal::GroupLimit,
-        MembershipRefusal::GroupDenied
-        | MembershipRefusal::SourceDenied
-        | MembershipRefusal::LinkLocalGroup
-        | MembershipRefusal::AnySourceInSsm => AmtRefusal::NotPermitted,
-        _ => AmtRefusal::BadReport,
     }
 }
 

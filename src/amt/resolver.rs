@@ -158,42 +158,74 @@ impl RelayResolver {
         })
     }
 
-    /// Looks up the relays that the search domains offer as a service.
+    /// Looks up the relays that the search domains offer as a service: those of the first domain that
+    /// has any. What cannot be looked up does not hide the others.
     async fn services(&self) -> Result<FoundRelays, ResolverError> {
-        let mut found = FoundRelays {
-            addresses: Vec::new(),
-            ttl: NEGATIVE_TTL,
-            invalid: Vec::new(),
-        };
+        let mut errors = Vec::new();
         for domain in &self.domains {
             let service = format!("{SERVICE}.{domain}");
-            let (instances, ttl) = self.lookup(&service, RecordType::PTR).await?;
-            for instance in instances.iter().take(MAX_INSTANCES) {
-                let RData::PTR(instance) = instance else {
-                    continue;
-                };
-                let (servers, of_server) =
-                    self.lookup(&instance.to_string(), RecordType::SRV).await?;
-                for server in servers.iter().take(MAX_SERVERS) {
-                    let RData::SRV(server) = server else {
-                        continue;
-                    };
-                    let (ips, of_name) = self.addresses(&server.target.to_string()).await?;
-                    found.ttl = ttl.min(of_server).min(of_name);
-                    found
-                        .addresses
-                        .extend(ips.into_iter().map(|ip| RelayAddress {
-                            precedence: server.priority,
-                            needs_discovery: true,
-                            address: SocketAddr::new(ip, server.port),
-                        }));
-                }
+            match self.relays_of_service(&service, &mut errors).await {
+                Ok(found) if !found.addresses.is_empty() => return Ok(found),
+                Ok(_) => {}
+                Err(e) => errors.push(e),
             }
-            if !found.addresses.is_empty() {
-                break;
+        }
+        match errors.into_iter().next() {
+            Some(error) => Err(error),
+            None => Ok(FoundRelays {
+                addresses: Vec::new(),
+                ttl: NEGATIVE_TTL,
+                invalid: Vec::new(),
+            }),
+        }
+    }
+
+    /// Looks up the relays of a service. Errors of single instances go to `errors`.
+    async fn relays_of_service(
+        &self,
+        service: &str,
+        errors: &mut Vec<ResolverError>,
+    ) -> Result<FoundRelays, ResolverError> {
+        let (instances, ttl) = self.lookup(service, RecordType::PTR).await?;
+        let mut found = FoundRelays {
+            addresses: Vec::new(),
+            ttl,
+            invalid: Vec::new(),
+        };
+        for instance in instances.iter().take(MAX_INSTANCES) {
+            let RData::PTR(instance) = instance else {
+                continue;
+            };
+            if let Err(e) = self.add_instance(&instance.to_string(), &mut found).await {
+                found.invalid.push(e.to_string());
+                errors.push(e);
             }
         }
         Ok(found)
+    }
+
+    /// Adds the relays of one instance of a service.
+    async fn add_instance(
+        &self,
+        instance: &str,
+        found: &mut FoundRelays,
+    ) -> Result<(), ResolverError> {
+        let (servers, ttl) = self.lookup(instance, RecordType::SRV).await?;
+        for server in servers.iter().take(MAX_SERVERS) {
+            let RData::SRV(server) = server else {
+                continue;
+            };
+            let (ips, of_name) = self.addresses(&server.target.to_string()).await?;
+            found.ttl = found.ttl.min(ttl).min(of_name);
+            found
+                .addresses
+                .extend(ips.into_iter().map(|ip| RelayAddress {
+                    precedence: server.priority,
+                    needs_discovery: true,
+                    address: SocketAddr::new(ip, server.port),
+                }));
+        }
+        Ok(())
     }
 
     /// Looks up the IPv4 and IPv6 addresses of a host. An error of one of them is ignored.

@@ -64,7 +64,7 @@ pub enum EventView {
     Drops,
     /// `tunnels`.
     Tunnels,
-    /// `offers`, `questions` and `protocols` of discovery.
+    /// `offers`, `askers`, `questions` and `protocols` of discovery.
     Discovery,
     /// `mappings`, and the ends of multicast NAT: `mnat`.
     Mnat,

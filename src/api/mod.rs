@@ -23,9 +23,9 @@ pub use streams::{StreamQuery, StreamView};
 pub use trace::{TraceQuery, TraceView, TracedPacketView, TracedPathView};
 pub use upgrade::{UpgradeQuery, UpgradeReport};
 pub use view::{
-    DiscoveryOfferView, DiscoveryProtocolView, DiscoveryQuestionView, DiscoveryView, DropView,
-    FlowView, GroupSourceView, GroupView, InterfaceView, MappingView, MnatView, PendingView,
-    QuerierView, RewriteView, RouteView, TunnelView,
+    DiscoveryAskerView, DiscoveryOfferView, DiscoveryProtocolView, DiscoveryQuestionView,
+    DiscoveryView, DropView, FlowView, GroupSourceView, GroupView, InterfaceView, MappingView,
+    MnatView, PendingView, QuerierView, RewriteView, RouteView, TunnelView,
 };
 
 /// Version of the formats. Within a version, fields can be added, but existing fields do not

@@ -273,8 +273,8 @@ pub struct TsView {
     pub pids_left_out: u64,
     /// Scrambled packets.
     pub scrambled: u64,
-    /// Largest difference between a PCR and its time of arrival in the last full second, in
-    /// microseconds; null without two PCRs.
+    /// Largest difference between a step of the PCR and that of its time of arrival, in the last full
+    /// second, in microseconds; null without two PCRs.
     #[schema(required)]
     pub pcr_jitter_us: Option<u64>,
     /// Longest time between two PCRs in the last full second, in milliseconds; null without two.

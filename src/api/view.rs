@@ -389,6 +389,10 @@ pub struct DiscoveryView {
     pub protocols: Vec<DiscoveryProtocolView>,
     /// What was offered, the latest first.
     pub offers: Vec<DiscoveryOfferView>,
+    /// Who asked for what, the latest first.
+    #[serde(default)]
+    #[schema(required)]
+    pub askers: Vec<DiscoveryAskerView>,
     /// The open questions.
     pub questions: Vec<DiscoveryQuestionView>,
 }
@@ -427,6 +431,36 @@ pub struct DiscoveryOfferView {
     /// Milliseconds since the last of them.
     pub idle_ms: u64,
     /// The reason label for which it is withheld; null if it can be found.
+    #[schema(required)]
+    pub withheld: Option<String>,
+    /// What the reason means.
+    #[schema(required)]
+    pub explanation: Option<String>,
+}
+
+/// Something that a host asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiscoveryAskerView {
+    /// The interface of the asker.
+    pub from: String,
+    /// The interface where it is asked for.
+    pub to: String,
+    /// The protocol.
+    pub protocol: String,
+    /// The address of the asker.
+    pub asker: String,
+    /// Its link-layer address; null on links without addresses.
+    #[schema(required)]
+    pub mac: Option<String>,
+    /// Service type, search target, types, or host name; empty if the question names none.
+    pub what: String,
+    /// Instance name of DNS-SD; empty for other questions.
+    pub instance: String,
+    /// The number of messages that asked for it.
+    pub messages: u64,
+    /// Milliseconds since the last of them.
+    pub idle_ms: u64,
+    /// The reason label for which the question is withheld; null if it is asked.
     #[schema(required)]
     pub withheld: Option<String>,
     /// What the reason means.

@@ -63,7 +63,7 @@ impl RouteArgs {
 /// Arguments of `join` and `leave`.
 #[derive(Debug, clap::Args)]
 pub struct JoinArgs {
-    /// Interface to join on: a name or a pattern
+    /// Interface of the join: a name or a pattern
     #[arg(value_name = "IIF", value_parser = interface_of_join)]
     pub interface: IfPattern,
     /// `[SOURCE] GROUP[/LEN]`

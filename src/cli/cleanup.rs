@@ -12,8 +12,6 @@ use crate::sys::membership_keeper::end_orphaned;
 use crate::sys::offload::pins::PinFolder;
 use crate::sys::offload::{last_alive, remove_left, remove_left_filters};
 
-/// Arguments of `mcastor cleanup`.
-///
 /// Remove what an mcastor that ended left in the kernel
 ///
 /// If mcastor ends unexpectedly, or by `mcastor stop --keep-forwarding`, BPF programs continue to

@@ -207,7 +207,8 @@ fn text(facts: &Facts, findings: &[Finding]) -> String {
         0,
     );
     for part in &facts.host.not_examined {
-        text += &paragraph(&format!("Not examined: {part}."), 0);
+        let end = if part.ends_with('?') { "" } else { "." };
+        text += &paragraph(&format!("Not examined: {part}{end}"), 0);
     }
     if !findings.is_empty() {
         text += "See docs/troubleshooting.md.";

@@ -52,6 +52,16 @@ mod tests {
     }
 
     #[test]
+    fn summary_of_each_command_says_what_it_does() {
+        for command in crate::cli::command().get_subcommands() {
+            let summary = command.get_about().map(ToString::to_string);
+            let summary = summary.unwrap_or_default();
+            let is_good = !summary.is_empty() && !summary.starts_with("Arguments");
+            assert!(is_good, "{}: {summary}", command.get_name());
+        }
+    }
+
+    #[test]
     fn help_of_trace_has_one_line_for_a_paragraph() {
         let mut command = crate::cli::command();
         let trace = command.find_subcommand_mut("trace").expect("trace");

@@ -26,7 +26,7 @@ const MAX_DEBUG_LINES: u32 = 1000;
 const MAX_LIBRARY_LINES: u32 = 10;
 
 /// Fields that JSON lines have for programs. The text of a line names them already.
-const JSON_FIELDS: [&str; 3] = ["interface", "route", "group"];
+const JSON_FIELDS: [&str; 5] = ["interface", "route", "source", "group", "event"];
 
 /// Formats the message and the fields of a line of text, without [`JSON_FIELDS`].
 pub(super) struct TextFields;
@@ -223,8 +223,16 @@ mod tests {
 
     #[test]
     fn json_fields_are_not_repeated_in_text() {
-        let [text, json] =
-            logged(|| tracing::info!(interface = "eth0", routes = 3, "eth0: {}", "up"));
+        let [text, json] = logged(|| {
+            let (interface, event) = ("eth0", "up");
+            tracing::info!(
+                interface,
+                event,
+                source = "10.0.0.1",
+                routes = 3,
+                "eth0: up"
+            );
+        });
         assert!(text.ends_with(": eth0: up routes=3\n"), "{text:?}");
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(json["fields"]["interface"], "eth0");

@@ -37,7 +37,7 @@ impl ManualPage {
 }
 
 /// Returns the pages that are installed with mcastor, whose command line is `command`: mcastor(1), a
-/// page for each of its commands, and mcastor.toml(5).
+/// page for each of its commands and for their commands, and mcastor.toml(5).
 ///
 /// # Errors
 /// A page cannot be generated.
@@ -45,16 +45,24 @@ pub fn manual_pages(command: clap::Command) -> io::Result<Vec<ManualPage>> {
     let mut mcastor = command.disable_help_subcommand(true);
     // Sets the names of the commands: `mcastor run`, and mcastor-run for the page.
     mcastor.build();
-    let mut pages = vec![command_page(&mcastor, 1)?];
-    for command in mcastor.get_subcommands().filter(|c| !c.is_hide_set()) {
-        pages.push(command_page(command, 1)?);
-    }
+    let mut pages = Vec::new();
+    add_pages(&mcastor, &mut pages)?;
     pages.push(ManualPage {
         name: "mcastor.toml".into(),
         section: 5,
         text: settings::manual_page(DATE, SOURCE),
     });
     Ok(pages)
+}
+
+/// Adds the page of a command, and those of the commands that it names.
+fn add_pages(command: &clap::Command, pages: &mut Vec<ManualPage>) -> io::Result<()> {
+    pages.push(command_page(command, 1)?);
+    let named = command.get_subcommands().filter(|c| !c.is_hide_set());
+    for command in named {
+        add_pages(command, pages)?;
+    }
+    Ok(())
 }
 
 /// Returns the pages of the program names that replace smcroute: smcrouted(8) and smcroutectl(8).

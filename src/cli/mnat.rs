@@ -1,6 +1,7 @@
 //! `mcastor mnat-ingress` and `mcastor mnat-egress`: one end of multicast NAT, without a settings
 //! file.
 
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -24,7 +25,7 @@ const INGRESS_JOINED: &str = "/var/run/mnat/ingress-joined.sgs";
 #[derive(Debug, clap::Args)]
 pub struct MnatEndArgs {
     /// Name or address of the MNAT server
-    #[arg(long, value_name = "HOST")]
+    #[arg(long, value_name = "HOST", value_parser = server_host)]
     pub server: String,
     /// TCP port of the server
     #[arg(long, default_value_t = 8443, value_parser = clap::value_parser!(u16).range(1..))]
@@ -38,6 +39,21 @@ pub struct MnatEndArgs {
     /// How long mappings stay in force while the server does not respond
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
     pub grace: Duration,
+}
+
+/// Checks the name or address of the server. A URL, or a name with a port, would be looked up again
+/// and again.
+fn server_host(text: &str) -> Result<String, String> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    let is_host = !text.is_empty() && text.chars().all(is_name);
+    match is_host || text.parse::<Ipv6Addr>().is_ok() {
+        true => Ok(text.into()),
+        false => Err(
+            "neither a host name nor an address; write it without https://, and the port \
+             in --port"
+                .into(),
+        ),
+    }
 }
 
 /// Arguments of `mcastor mnat-ingress`.
@@ -150,5 +166,31 @@ fn run(
     match app::run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => fail(&e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn server_is_a_host_without_port() {
+        for host in [
+            "mnat.example.net",
+            "mnat_server",
+            "192.0.2.1",
+            "2001:db8::1",
+        ] {
+            assert_eq!(server_host(host).as_deref(), Ok(host));
+        }
+        for wrong in [
+            "",
+            "https://mnat.example.net",
+            "mnat.example.net:8443",
+            "[2001:db8::1]:8443",
+            "a b",
+        ] {
+            assert!(server_host(wrong).is_err(), "{wrong}");
+        }
     }
 }

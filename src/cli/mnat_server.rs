@@ -37,7 +37,9 @@ Examples:
   mcastor mnat-server check pool.json
 
 SIGTERM and SIGINT stop the server. Certificates are read again when they change. RUST_LOG or
-MCASTOR__LOG__LEVEL set the log level."
+MCASTOR__LOG__LEVEL set the log level.
+
+Exit codes: 0 success, 1 failure, 2 invalid arguments, settings or pool."
 )]
 pub struct MnatServerArgs {
     #[command(subcommand)]
@@ -155,6 +157,14 @@ pub fn run(args: MnatServerArgs) -> ExitCode {
         .or_else(|| Path::new(CLIENT_CA).exists().then(|| CLIENT_CA.into()));
     if args.require_client_cert && client_ca.is_none() {
         return usage_error(&"--require-client-cert requires --client-ca FILE");
+    }
+    let is_missing = |file: &&PathBuf| file.try_exists().is_ok_and(|exists| !exists);
+    if let Some(file) = [&args.cert, &args.key].into_iter().find(is_missing) {
+        return fail(&format_args!(
+            "{} does not exist; name the certificate of the server and its key with --cert and \
+             --key, or make them: mcastor mnat-server certs --directory DIR NAME",
+            file.display()
+        ));
     }
     start_log(&settings.log);
     if is_default {

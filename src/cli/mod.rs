@@ -26,6 +26,7 @@ pub mod run;
 pub mod schema;
 pub mod send;
 pub mod show;
+mod show_discovery;
 mod show_streams;
 mod show_tables;
 pub mod signals;
@@ -46,7 +47,6 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::frontend::control::Command as Request;
-use crate::settings::DEFAULT_FILE;
 use output::print;
 
 /// A multicast router in user space.
@@ -72,14 +72,14 @@ enum Command {
     Run(run::RunArgs),
     /// Check whether a settings file is valid
     #[command(
-        after_help = "MCASTOR__… environment variables override the file, as for `mcastor run`.\n\
+        after_help = "MCASTOR__… environment variables override the file, as for `mcastor run`. With \
+        such variables, /etc/mcastor/mcastor.toml may be missing.\n\
         Examples:\n  mcastor check\n  mcastor check cameras.toml\n\
         Exit codes: 0 valid, 2 invalid."
     )]
     Check {
-        /// Settings file (TOML or smcroute.conf)
-        #[arg(default_value = DEFAULT_FILE)]
-        file: PathBuf,
+        /// Settings file (TOML or smcroute.conf) [default: /etc/mcastor/mcastor.toml]
+        file: Option<PathBuf>,
         /// Print the result as one JSON object
         #[arg(long)]
         json: bool,
@@ -118,7 +118,7 @@ enum Command {
     Smcrouted(smcrouted::DaemonArgs),
     #[command(disable_help_flag = true, args_override_self = true)]
     Smcroutectl(smcroutectl::ClientArgs),
-    /// Show routes, interfaces, flows or groups of the running mcastor
+    /// Show the tables of the running mcastor, such as routes, flows and drops
     Show(show::ShowArgs),
     /// Explain what the running mcastor does with a packet, and why
     Explain(explain::ExplainArgs),
@@ -251,7 +251,7 @@ pub fn main() -> ExitCode {
     let parsed = parsed.unwrap_or_else(|error| usage::with_tip(error, &words).exit());
     match parsed.command {
         Command::Run(args) => run::run(args),
-        Command::Check { file, json } => check::run(&file, json),
+        Command::Check { file, json } => check::run(file.as_deref(), json),
         Command::Schema { openapi } => schema::run(openapi),
         Command::Convert { from, file, strict } => convert::run(from, &file, strict),
         Command::Smcrouted(args) => smcrouted::run(args),

@@ -177,6 +177,7 @@ fn record(args: &RecordArgs) -> Result<ExitCode, StreamError> {
             "--source {source} and {group} have different IP versions"
         )));
     }
+    check_folder(&args.file)?;
     let stop = stop_on_signals()?;
     let request = on_request()?;
     let mut capture = GroupCapture::open(&args.interface, group, args.source)?;
@@ -204,6 +205,27 @@ fn record(args: &RecordArgs) -> Result<ExitCode, StreamError> {
             _ => FAILED.into(),
         })
     })
+}
+
+/// Checks that files can be created beside `file`. What is to be recorded may happen only once, and
+/// after days.
+fn check_folder(file: &Path) -> Result<(), StreamError> {
+    let folder = folder_of(file);
+    match NamedTempFile::new_in(folder) {
+        Ok(_) => Ok(()),
+        Err(e) => Err(StreamError::Usage(format!(
+            "no file can be created in {}: {}; name another folder",
+            folder.display(),
+            e.kind()
+        ))),
+    }
+}
+
+fn folder_of(file: &Path) -> &Path {
+    match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }
 
 /// Returns a flag that SIGUSR1 sets.
@@ -337,9 +359,7 @@ impl<'a> Recorder<'a> {
         match files.try_send(Recording { contents, reasons }) {
             Ok(()) => {}
             Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) => {
-                for packet in &back.contents.packets {
-                    self.ring.push(packet.received_ns, &packet.bytes);
-                }
+                self.ring.put_back(back.contents);
                 self.late = Some(back.reasons);
             }
         }
@@ -433,11 +453,7 @@ impl<'a> RecordingWriter<'a> {
 
 /// Writes a recording to the first name that is not taken. The file appears when it is complete.
 fn write_file(args: &RecordArgs, recording: &Recording) -> io::Result<PathBuf> {
-    let folder = match args.file.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut file = NamedTempFile::new_in(folder)?;
+    let mut file = NamedTempFile::new_in(folder_of(&args.file))?;
     let group = args.group.group;
     let comment = format!(
         "mcastor record: {group} on {}: {}; {} older packets left out",

@@ -7,12 +7,13 @@ use comfy_table::Table;
 use ipnet::IpNet;
 
 use super::output::paragraph;
+use super::show_discovery::discovery_text;
 use super::show_streams::streams_text;
 use super::table::{NO_BREAK, new_table, seconds, table_text};
 use crate::api::view::BandwidthView;
 use crate::api::{
-    DiscoveryView, DropView, FlowView, GroupView, InterfaceView, MnatView, PendingView,
-    QuerierView, RouteView, ShowReply, TunnelView,
+    DropView, FlowView, GroupView, InterfaceView, MnatView, PendingView, QuerierView, RouteView,
+    ShowReply, TunnelView,
 };
 
 /// Formats a reply for a terminal, without escapes.
@@ -31,8 +32,14 @@ pub(super) fn text(reply: &ShowReply) -> String {
         ShowReply::Flows(flows) => table_text(flows_table(flows)),
         ShowReply::Groups(groups) => table_text(groups_table(groups)),
         ShowReply::Pending(pending) => table_text(pending_table(pending)),
+        ShowReply::Mnat(ends) if ends.is_empty() => {
+            "This router is not an end of multicast NAT.".into()
+        }
         ShowReply::Mnat(ends) => table_text(mnat_table(ends)),
         ShowReply::Tunnels(tunnels) => table_text(tunnels_table(tunnels)),
+        ShowReply::Discovery(discovery) if discovery.is_empty() => {
+            "No [[discovery]] is in the settings.".into()
+        }
         ShowReply::Discovery(discovery) => discovery_text(discovery),
         ShowReply::Drops(drops) => drops_text(drops),
         ShowReply::Streams(streams) => streams_text(streams),
@@ -314,64 +321,6 @@ fn tunnels_table(tunnels: &[TunnelView]) -> Table {
     table
 }
 
-/// Returns for each `[[discovery]]` how it works, a table of the offers, and one of the questions.
-fn discovery_text(discovery: &[DiscoveryView]) -> String {
-    let mut texts = Vec::new();
-    for view in discovery {
-        let (from, to) = (view.from.join(", "), view.to.join(", "));
-        let mut text = format!("{}: devices on {from}; askers on {to}", view.name);
-        for protocol in &view.protocols {
-            text += &format!(
-                "\n  {}: answers {}, because {}",
-                protocol.protocol, protocol.answers, protocol.reason
-            );
-        }
-        texts.push(text);
-        let header = ["PROTOCOL", "OFFER", "DEVICE", "FROM", "TO", "IDLE", "STATE"];
-        let mut table = new_table(&header, &[5]);
-        for offer in &view.offers {
-            let name = match offer.instance.as_str() {
-                "" => offer.what.clone(),
-                instance => format!("{instance} ({})", offer.what),
-            };
-            let state = offer.withheld.as_deref();
-            table.add_row([
-                offer.protocol.clone(),
-                name,
-                offer.device.clone(),
-                offer.from.clone(),
-                offer.to.clone(),
-                seconds(offer.idle_ms),
-                state.map_or("found".into(), |reason| format!("withheld: {reason}")),
-            ]);
-        }
-        texts.push(table_text(table));
-        let header = [
-            "PROTOCOL",
-            "ASKER",
-            "FROM",
-            "TO",
-            "PORT",
-            "ANSWERS",
-            "REMAINING",
-        ];
-        let mut table = new_table(&header, &[4, 5, 6]);
-        for question in &view.questions {
-            table.add_row([
-                question.protocol.clone(),
-                question.asker.clone(),
-                question.from.clone(),
-                question.to.clone(),
-                question.port.to_string(),
-                question.answers.to_string(),
-                seconds(question.remaining_ms),
-            ]);
-        }
-        texts.push(table_text(table));
-    }
-    texts.join("\n")
-}
-
 fn routes_table(routes: &[RouteView]) -> Table {
     let header = [
         "ROUTE",
@@ -555,6 +504,17 @@ fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tables_of_what_is_not_configured_say_so() {
+        for reply in [
+            ShowReply::Mnat(Vec::new()),
+            ShowReply::Discovery(Vec::new()),
+        ] {
+            let text = text(&reply);
+            assert!(text.ends_with('.') && !text.contains('\n'), "{text:?}");
+        }
+    }
 
     #[test]
     fn groups_of_a_joined_prefix_share_a_row() {

@@ -141,7 +141,13 @@ impl AskerTable {
         None
     }
 
-    /// Returns the question to which an answer belongs, and counts the answer.
+    /// Returns the question whose answers arrive at a port.
+    pub fn get(&self, port: AnswerPort) -> Option<&OpenQuestion> {
+        self.by_port.get(&port)
+    }
+
+    /// Returns the question to which an answer belongs, and counts the answer. Returns `None` if its
+    /// time is over, or it was answered too often.
     pub fn answer(&mut self, now: Instant, port: AnswerPort) -> Option<&OpenQuestion> {
         let question = self.by_port.get_mut(&port)?;
         if question.expires <= now || question.answers >= MAX_ANSWERS {

@@ -35,7 +35,7 @@ pub struct DiscoveryLimits {
     pub questions_per_asker: usize,
     /// Messages a second that leave on a link.
     pub messages_per_second: u32,
-    /// Offers that `show discovery` knows.
+    /// Offers that `show discovery` knows, and questions by asker.
     pub offers: usize,
 }
 

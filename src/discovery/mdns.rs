@@ -3,17 +3,16 @@
 
 use std::hash::Hash;
 use std::net::IpAddr;
-use std::num::NonZeroUsize;
-use std::time::{Duration, Instant};
 
 use ahash::AHashSet;
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use lru::LruCache;
 
 use super::offer::{Property, ServiceOffer};
 use super::reason::WithheldReason;
+use super::service_hosts::ServiceHosts;
+use super::subject::{Subject, has_label};
 use crate::model::InterfaceId;
 
 /// The longest message: RFC 6762 section 17.
@@ -21,247 +20,6 @@ const MAX_LEN: usize = 9000;
 /// Shortest question and record in bytes, which bound their number by the length of the message.
 const MIN_QUESTION: usize = 5;
 const MIN_RECORD: usize = 11;
-
-/// What a question or record is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Subject {
-    /// A service, and the instance where there is one.
-    Service(String, Option<String>),
-    /// All service types.
-    ServiceTypes,
-    /// A host.
-    Host(String),
-    /// An address, of a host that the question does not know.
-    Reverse,
-}
-
-/// Returns the labels of a name as text, without the final `local`.
-fn labels(name: &Name) -> Vec<String> {
-    let labels = name
-        .iter()
-        .map(|label| String::from_utf8_lossy(label).into_owned());
-    let mut labels: Vec<String> = labels.collect();
-    if labels.len() > 1
-        && labels
-            .last()
-            .is_some_and(|l| l.eq_ignore_ascii_case("local"))
-    {
-        labels.pop();
-    }
-    labels
-}
-
-fn subject(name: &Name) -> Subject {
-    let labels = labels(name);
-    let is_transport =
-        |label: &str| label.eq_ignore_ascii_case("_tcp") || label.eq_ignore_ascii_case("_udp");
-    let at = labels.iter().rposition(|label| is_transport(label));
-    if let Some(at) = at.filter(|at| *at > 0) {
-        let (Some(service), Some(transport)) = (labels.get(at - 1), labels.get(at)) else {
-            return Subject::ServiceTypes;
-        };
-        if service.eq_ignore_ascii_case("_dns-sd") {
-            return Subject::ServiceTypes;
-        }
-        let before = labels.get(..at - 1).unwrap_or_default();
-        let is_subtype = before
-            .last()
-            .is_some_and(|l| l.eq_ignore_ascii_case("_sub"));
-        let instance = (!before.is_empty() && !is_subtype).then(|| before.join("."));
-        return Subject::Service(format!("{service}.{transport}"), instance);
-    }
-    match labels
-        .last()
-        .is_some_and(|label| label.eq_ignore_ascii_case("arpa"))
-    {
-        true => Subject::Reverse,
-        false => Subject::Host(labels.join(".")),
-    }
-}
-
-fn record_subject(record: &Record) -> Subject {
-    let own = subject(&record.name);
-    let RData::PTR(target) = &record.data else {
-        return own;
-    };
-    match (own, subject(&target.0)) {
-        (Subject::Service(service, None), Subject::Service(_, instance)) => {
-            Subject::Service(service, instance)
-        }
-        (Subject::ServiceTypes, Subject::Service(service, _)) => Subject::Service(service, None),
-        (Subject::Reverse, Subject::Host(host)) => Subject::Host(host),
-        (own, _) => own,
-    }
-}
-
-/// The largest number of hosts, and of instances, that are known.
-const MAX_KNOWN: usize = 4096;
-/// The largest number of services of one host.
-const MAX_SERVICES: usize = 64;
-/// The largest number of services of all hosts. A name has up to 255 bytes.
-const MAX_ALL_SERVICES: usize = 8192;
-/// Longest time for which an instance or host counts as present on a link. It is the TTL for records
-/// without a host name in RFC 6762, section 10.
-const MAX_PRESENCE: Duration = Duration::from_secs(75 * 60);
-
-/// The services of a host.
-#[derive(Debug)]
-struct HostServices {
-    /// Service type and instance.
-    services: Vec<(String, String)>,
-    presence: Presence,
-}
-
-/// The host of an instance.
-#[derive(Debug)]
-struct InstanceHost {
-    host: String,
-    presence: Presence,
-}
-
-/// Whether a record of an instance or host is as old as its TTL.
-#[derive(Debug)]
-struct Presence {
-    until: Instant,
-    is_over: bool,
-}
-
-impl Presence {
-    fn new(until: Instant) -> Self {
-        let is_over = false;
-        Self { until, is_over }
-    }
-
-    fn expire(&mut self, now: Instant) {
-        self.is_over |= self.until <= now;
-    }
-}
-
-/// Which host offers which service, from the SRV records of each link.
-///
-/// What a host offers is remembered for longer than its records last, because the address of a host
-/// may be asked for without its services. Only whether it is present on a link depends on the TTL.
-#[derive(Debug)]
-pub struct ServiceHosts {
-    services: LruCache<(InterfaceId, String), HostServices>,
-    /// The number of services of all hosts.
-    all_services: usize,
-    hosts: LruCache<(InterfaceId, String, String), InstanceHost>,
-}
-
-impl Default for ServiceHosts {
-    fn default() -> Self {
-        let max = NonZeroUsize::new(MAX_KNOWN).unwrap_or(NonZeroUsize::MIN);
-        Self {
-            services: LruCache::new(max),
-            all_services: 0,
-            hosts: LruCache::new(max),
-        }
-    }
-}
-
-impl ServiceHosts {
-    /// Learns from the SRV records of a response that arrived on a link.
-    pub fn learn(&mut self, now: Instant, link: InterfaceId, message: &MdnsMessage) {
-        let sections = [
-            &message.0.answers,
-            &message.0.authorities,
-            &message.0.additionals,
-        ];
-        for record in sections.into_iter().flatten() {
-            let RData::SRV(srv) = &record.data else {
-                continue;
-            };
-            let Subject::Service(service, Some(instance)) = subject(&record.name) else {
-                continue;
-            };
-            let Subject::Host(host) = subject(&srv.target) else {
-                continue;
-            };
-            let (service, instance) = (service.to_lowercase(), instance.to_lowercase());
-            let host = host.to_lowercase();
-            // RFC 6762 section 10.1: a TTL of zero ends the record. What the host offered decides
-            // whether its goodbye crosses.
-            if record.ttl == 0 {
-                let key = (link, service, instance);
-                if let Some(known) = self.hosts.peek_mut(&key) {
-                    known.presence.is_over = true;
-                }
-                continue;
-            }
-            let ttl = Duration::from_secs(record.ttl.into()).min(MAX_PRESENCE);
-            let until = now + ttl;
-            self.add(
-                (link, host.clone()),
-                (service.clone(), instance.clone()),
-                until,
-            );
-            let presence = Presence::new(until);
-            let host = InstanceHost { host, presence };
-            self.hosts.put((link, service, instance), host);
-        }
-    }
-
-    fn add(&mut self, host: (InterfaceId, String), service: (String, String), until: Instant) {
-        let is_full = self.services.len() == self.services.cap().get();
-        if is_full && !self.services.contains(&host) {
-            self.forget_oldest_host();
-        }
-        let known = self.services.get_or_insert_mut(host, || HostServices {
-            services: Vec::new(),
-            presence: Presence::new(until),
-        });
-        known.presence = Presence::new(until.max(known.presence.until));
-        if !known.services.contains(&service) && known.services.len() < MAX_SERVICES {
-            known.services.push(service);
-            self.all_services += 1;
-        }
-        while self.all_services > MAX_ALL_SERVICES {
-            self.forget_oldest_host();
-        }
-    }
-
-    fn forget_oldest_host(&mut self) {
-        let oldest = self.services.pop_lru();
-        self.all_services -= oldest.map_or(0, |(_, known)| known.services.len());
-    }
-
-    /// Notes that hosts and instances are no longer present whose records have expired.
-    pub fn expire(&mut self, now: Instant) {
-        let services = self.services.iter_mut().map(|(_, s)| &mut s.presence);
-        let hosts = self.hosts.iter_mut().map(|(_, h)| &mut h.presence);
-        services.chain(hosts).for_each(|p| p.expire(now));
-    }
-
-    /// Returns whether a question is about an instance or host that is known on `link` and not on
-    /// `other`.
-    fn is_only_on(&self, link: InterfaceId, other: InterfaceId, query: &Query) -> bool {
-        let is_on = |link| match subject(query.name()) {
-            Subject::Service(service, Some(instance)) => {
-                let key = (link, service.to_lowercase(), instance.to_lowercase());
-                self.hosts.peek(&key).is_some_and(|h| !h.presence.is_over)
-            }
-            Subject::Host(host) => {
-                let key = (link, host.to_lowercase());
-                self.services
-                    .peek(&key)
-                    .is_some_and(|s| !s.presence.is_over)
-            }
-            _ => false,
-        };
-        is_on(link) && !is_on(other)
-    }
-
-    fn services(&self, link: InterfaceId, host: &str) -> &[(String, String)] {
-        let services = self.services.peek(&(link, host.to_lowercase()));
-        services.map_or(&[], |known| &known.services)
-    }
-
-    fn host(&self, link: InterfaceId, service: &str, instance: &str) -> Option<&str> {
-        let key = (link, service.to_lowercase(), instance.to_lowercase());
-        self.hosts.peek(&key).map(|host| host.host.as_str())
-    }
-}
 
 /// Decides what may cross, and what it becomes. [`MdnsMessage::filter`] asks it.
 pub trait RecordGate {
@@ -317,6 +75,20 @@ impl MdnsMessage {
     /// Returns whether this is a response.
     pub fn is_response(&self) -> bool {
         self.0.metadata.message_type == MessageType::Response
+    }
+
+    /// Returns the kind of a message that is multicast.
+    pub fn kind(&self) -> &'static str {
+        match self.is_response() {
+            false => "question",
+            true => "announcement",
+        }
+    }
+
+    /// Returns whether this is a probe: it has the records that its sender is about to offer (RFC 6762
+    /// section 8.2).
+    pub fn is_probe(&self) -> bool {
+        !self.is_response() && !self.0.authorities.is_empty()
     }
 
     /// Returns the bytes of the message.
@@ -377,7 +149,8 @@ impl MdnsMessage {
         answers.any(|record| !known.contains(&record_key(record)))
     }
 
-    fn records(&self) -> impl Iterator<Item = &Record> {
+    /// Returns the records of all sections.
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
         let sections = [&self.0.answers, &self.0.authorities, &self.0.additionals];
         sections.into_iter().flatten()
     }
@@ -535,7 +308,7 @@ fn item(subject: Subject, withheld: Option<WithheldReason>) -> FilteredItem {
 }
 
 fn check_question(gate: &dyn RecordGate, query: &Query) -> FilteredItem {
-    let subject = subject(query.name());
+    let subject = Subject::of_name(query.name());
     let offer = match &subject {
         Subject::Service(service, instance) => ServiceOffer {
             service: Property::Is(service),
@@ -566,7 +339,7 @@ fn filter_record(
     (hosts, link): (&ServiceHosts, InterfaceId),
     record: &mut Record,
 ) -> (Subject, Result<(), WithheldReason>) {
-    let subject = record_subject(record);
+    let subject = Subject::of_record(record);
     let result = check_record(gate, hosts, link, &subject).and_then(|()| translate(gate, record));
     (subject, result)
 }
@@ -618,9 +391,7 @@ fn check_record(
 }
 
 fn translate(gate: &dyn RecordGate, record: &mut Record) -> Result<(), WithheldReason> {
-    let is_udp = labels(&record.name)
-        .iter()
-        .any(|label| label.eq_ignore_ascii_case("_udp"));
+    let is_udp = has_label(&record.name, "_udp");
     match &mut record.data {
         RData::A(address) => {
             if let IpAddr::V4(new) = gate.address(address.0.into())? {

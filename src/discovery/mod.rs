@@ -6,7 +6,8 @@
 //! sockets and its clock.
 //!
 //! ```text
-//! protocol, reason ▷ ssdp, ws_discovery, knx, offer ▷ config ▷ link_table ▷ mdns ▷ gate ▷ message
+//! protocol, reason ▷ ssdp, ws_discovery, knx, offer ▷ config ▷ link_table
+//!     ▷ subject ▷ service_hosts ▷ mdns ▷ gate ▷ message
 //!     ▷ askers, repeats, recent_responses, work_limit, observed, rule_table ▷ relayed_message
 //!     ▷ decision_log ▷ relay
 //! ```
@@ -28,6 +29,8 @@ pub mod relay;
 pub mod relayed_message;
 pub mod repeats;
 pub mod rule_table;
+pub mod service_hosts;
 pub mod ssdp;
+mod subject;
 mod work_limit;
 pub mod ws_discovery;

@@ -161,7 +161,7 @@ impl fmt::Display for DiscoveryProtocol {
 pub struct ParseProtocolError;
 
 /// The highest domain whose ports exist (DDSI-RTPS section 9.6.1).
-const MAX_DDS_DOMAIN: u16 = 232;
+pub const MAX_DDS_DOMAIN: u16 = 232;
 
 impl FromStr for DiscoveryProtocol {
     type Err = ParseProtocolError;

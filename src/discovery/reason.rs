@@ -7,7 +7,7 @@ reason_enum! {
     enum WithheldReason;
     /// A rule of `deny` matches.
     Denied = "denied",
-    /// No rule of `allow` matches, and there are some.
+    /// No rule of `allow` matches, and there are some; or no offers cross in this direction.
     NotAllowed = "not_allowed",
     /// The same was sent to that link a moment ago: another reflector or a repetition.
     Repeated = "repeated",

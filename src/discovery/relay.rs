@@ -1,6 +1,6 @@
 //! The machine: takes the messages of each link, and returns those to send on other links.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::askers::{
@@ -10,15 +10,16 @@ use super::config::DiscoveryRule;
 use super::decision_log::DecisionLog;
 use super::knx;
 use super::link_table::LinkTable;
-use super::mdns::{ItemKey, MdnsMessage, RecordGate, ServiceHosts};
+use super::mdns::{ItemKey, MdnsMessage, RecordGate};
 use super::message::{MessageContent, MessageKind};
-use super::observed::ObservedOffers;
+use super::observed::ObservationTable;
 use super::protocol::{DiscoveryProtocol, Transport};
 use super::reason::WithheldReason;
 use super::recent_responses::RecentResponses;
 use super::relayed_message::{DiscoveryMessage, OutgoingMessage, WithheldMessage};
 use super::repeats::{LinkRates, RepeatGuard};
 use super::rule_table::RuleTable;
+use super::service_hosts::ServiceHosts;
 use super::work_limit::WorkLimit;
 use crate::model::addr::is_link_local_source;
 use crate::model::{InterfaceId, PublishedPorts};
@@ -75,8 +76,13 @@ impl DiscoveryRelay {
     }
 
     /// Returns what was offered.
-    pub fn offers(&self) -> &ObservedOffers {
+    pub fn offers(&self) -> &ObservationTable {
         self.log.offers()
+    }
+
+    /// Returns what was asked for, by asker.
+    pub fn asked(&self) -> &ObservationTable {
+        self.log.asked()
     }
 
     /// Returns what was withheld since the last call.
@@ -105,7 +111,7 @@ impl DiscoveryRelay {
         self.work.retain(|link| links.contains_key(&link));
     }
 
-    /// Closes questions whose time is over, and forgets old offers.
+    /// Closes questions whose time is over, and forgets old offers and questions.
     pub fn expire(&mut self, now: Instant, ports: &mut dyn Ports) {
         self.hosts.expire(now);
         self.askers.expire(now, ports);
@@ -196,6 +202,10 @@ impl DiscoveryRelay {
         if asks {
             for egress in self.table.ways(rule, received.link, true) {
                 let sent = self.ask(now, (rule, protocol), &content, received, egress, ports);
+                let (ends, what) = ((received.link, egress), (content.what.as_str(), ""));
+                let withheld = sent.as_ref().err().copied();
+                self.log
+                    .note_question(now, ends, protocol, received, what, withheld);
                 self.push(now, sent, (protocol, "question"), out);
             }
         }
@@ -347,15 +357,13 @@ impl DiscoveryRelay {
             port: datagram.destination.port(),
         };
         // A datagram to a port of ours that no question has opened belongs to no protocol.
-        let question = self.askers.answer(now, port)?.clone();
-        let protocol = question.asker.protocol;
-        match self.answer(now, &question, received) {
-            Ok(message) => Some(message),
-            Err(reason) => {
-                self.log.withhold(protocol, "answer", reason);
-                None
-            }
-        }
+        let protocol = self.askers.get(port)?.asker.protocol;
+        let answer = match self.askers.answer(now, port).cloned() {
+            Some(question) => self.answer(now, &question, received),
+            None => Err(WithheldReason::NotAsked),
+        };
+        let withhold = |reason| self.log.withhold(protocol, "answer", reason);
+        answer.map_err(withhold).ok()
     }
 
     fn answer(
@@ -372,7 +380,7 @@ impl DiscoveryRelay {
                 let message = MdnsMessage::parse(datagram.payload);
                 let message = message.filter(MdnsMessage::is_response);
                 let message = message.ok_or(WithheldReason::Malformed)?;
-                self.hosts.learn(now, received.link, &message);
+                self.hosts.learn(now, received.link, message.records());
                 let gate = self
                     .table
                     .gate(question.rule, ends, device, received.station)?;
@@ -428,19 +436,18 @@ impl DiscoveryRelay {
                 .log
                 .withhold(protocol, "question", WithheldReason::Malformed);
         };
-        let is_question = !message.is_response();
-        let kind = if is_question {
-            "question"
-        } else {
-            "announcement"
-        };
+        let (is_question, kind) = (!message.is_response(), message.kind());
+        // What this host asks, it asks on each of its links.
+        if is_question && received.is_of_this_host {
+            return;
+        }
         // RFC 6762 section 6: responses from other ports are ignored.
         let is_legacy = received.datagram.source.port() != protocol.port();
-        if (is_question && received.is_of_this_host) || (!is_question && is_legacy) {
+        if !is_question && is_legacy {
             return self.log.withhold(protocol, kind, WithheldReason::Malformed);
         }
         if !is_question {
-            self.hosts.learn(now, received.link, &message);
+            self.hosts.learn(now, received.link, message.records());
         }
         if !is_legacy {
             for key in message.item_keys() {
@@ -468,7 +475,6 @@ impl DiscoveryRelay {
         message: &MdnsMessage,
         received: &DiscoveryMessage<'_>,
     ) -> Vec<Result<OutgoingMessage, WithheldReason>> {
-        let protocol = DiscoveryProtocol::Mdns;
         let destination = received.datagram.source;
         let source = self.table.source_for(received.link, destination.ip());
         let link = self.table.links().get(&received.link);
@@ -479,15 +485,8 @@ impl DiscoveryRelay {
         };
         let answers = self.recent.answers(now, rule, received.link, message);
         let outgoing = |answer: &MdnsMessage| {
-            let payload = answer.to_bytes().ok_or(WithheldReason::Malformed)?;
-            let answer = UdpDatagram {
-                source: SocketAddr::new(source, protocol.port()),
-                destination,
-                ttl: protocol.ttl(),
-                payload: &payload,
-            };
-            let kind = (protocol, "answer");
-            OutgoingMessage::new(received.link, &answer, received.station, kind)
+            let (ends, station) = ((source, destination), received.station);
+            OutgoingMessage::mdns(received.link, ends, answer, station, "answer")
         };
         answers.into_iter().map(outgoing).collect()
     }
@@ -507,11 +506,6 @@ impl DiscoveryRelay {
         let ends = match is_question {
             true => (egress, received.link),
             false => (received.link, egress),
-        };
-        let kind = if is_question {
-            "question"
-        } else {
-            "announcement"
         };
         let gate = self
             .table
@@ -534,11 +528,36 @@ impl DiscoveryRelay {
         let hosts = (&self.hosts, received.link, egress);
         let filtered = message.filter(&gate, asker_gate, hosts, is_known);
         self.log
-            .note_items(now, ends, received, kind, &filtered.items);
-        let nothing = filtered.items.iter().find_map(|item| item.withheld);
-        let Some(mut message) = filtered.message else {
-            return Err(nothing.unwrap_or(WithheldReason::Malformed));
+            .note_items(now, ends, received, message.kind(), &filtered.items);
+        let withheld = filtered.items.iter().find_map(|item| item.withheld);
+        let sent = match filtered.message {
+            Some(message) => self.pass_on(now, rule, message, received, egress, ports),
+            // An offer of the asker's side, from which no offers cross.
+            None if message.is_probe() => Err(withheld.unwrap_or(WithheldReason::NotAllowed)),
+            None => Err(withheld.unwrap_or(WithheldReason::Malformed)),
         };
+        // A probe asks whether a name is free, and for no service.
+        if is_question && !message.is_probe() {
+            let withheld = sent.as_ref().err().copied();
+            self.log
+                .note_questions(now, ways, received, &filtered.items, withheld);
+        }
+        sent
+    }
+
+    /// Returns a message of multicast DNS as it leaves on another link, without what was sent there a
+    /// moment ago.
+    fn pass_on(
+        &mut self,
+        now: Instant,
+        rule: usize,
+        mut message: MdnsMessage,
+        received: &DiscoveryMessage<'_>,
+        egress: InterfaceId,
+        ports: &mut dyn Ports,
+    ) -> Result<OutgoingMessage, WithheldReason> {
+        let is_question = !message.is_response();
+        let datagram = &received.datagram;
         let group = datagram.destination.ip();
         if is_question && datagram.source.port() != DiscoveryProtocol::Mdns.port() {
             let place = (rule, DiscoveryProtocol::Mdns);
@@ -568,14 +587,8 @@ impl DiscoveryRelay {
         }
         let source = self.table.source_for(egress, group);
         let source = source.ok_or(WithheldReason::NoAddress)?;
-        let payload = message.to_bytes().ok_or(WithheldReason::Malformed)?;
-        let outgoing = UdpDatagram {
-            source: SocketAddr::new(source, DiscoveryProtocol::Mdns.port()),
-            destination: datagram.destination,
-            ttl: DiscoveryProtocol::Mdns.ttl(),
-            payload: &payload,
-        };
-        OutgoingMessage::new(egress, &outgoing, None, (DiscoveryProtocol::Mdns, kind))
+        let ends = (source, datagram.destination);
+        OutgoingMessage::mdns(egress, ends, &message, None, message.kind())
     }
 }
 

@@ -1,8 +1,9 @@
 //! What the machine takes and returns.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::askers::AnswerPort;
+use super::mdns::MdnsMessage;
 use super::protocol::DiscoveryProtocol;
 use super::reason::WithheldReason;
 use crate::model::{InterfaceId, MacAddress};
@@ -52,6 +53,28 @@ impl OutgoingMessage {
             station,
             kind,
         })
+    }
+
+    /// Returns a message of multicast DNS from an address of this host.
+    ///
+    /// # Errors
+    /// It cannot be written, or does not fit into a packet.
+    pub fn mdns(
+        link: InterfaceId,
+        (source, destination): (IpAddr, SocketAddr),
+        message: &MdnsMessage,
+        station: Option<MacAddress>,
+        kind: &'static str,
+    ) -> Result<Self, WithheldReason> {
+        let protocol = DiscoveryProtocol::Mdns;
+        let payload = message.to_bytes().ok_or(WithheldReason::Malformed)?;
+        let datagram = UdpDatagram {
+            source: SocketAddr::new(source, protocol.port()),
+            destination,
+            ttl: protocol.ttl(),
+            payload: &payload,
+        };
+        Self::new(link, &datagram, station, (protocol, kind))
     }
 
     /// Returns a received message as it is sent on another link, with its own source.

@@ -55,5 +55,9 @@ mod tests {
         // 2 MiB at once, and 256 KiB in each of ten seconds.
         assert_eq!(admitted.count(), (8 + 10) * 262_144 / 9000);
         assert!(limit.admits(now, id(2), 9000));
+        // What was not used for an hour is no more than what is admitted at once.
+        let hour = now + Duration::from_secs(3600);
+        let at_once = (0..10_000).filter(|_| limit.admits(hour, id(1), 9000));
+        assert_eq!(at_once.count(), 8 * 262_144 / 9000);
     }
 }

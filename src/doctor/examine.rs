@@ -1,5 +1,6 @@
 //! Turns facts into findings.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -501,10 +502,24 @@ fn programs(facts: &Facts, out: &mut Vec<Finding>) {
             "stop that program, or leave its groups and interfaces to it",
         ));
     }
-    let joined = host.interfaces.iter().flat_map(|i| &i.groups);
-    let joined = joined
-        .filter(|group| group.is_ipv4() && !is_link_local_group(**group))
-        .count();
+    // mcastor spreads its groups over as many sockets as it needs.
+    let of_router = facts.router.iter().flat_map(|router| &router.groups);
+    let of_router: BTreeSet<(&str, &str)> = of_router
+        .filter(|group| group.role == "host")
+        .map(|group| (group.interface.as_str(), group.group.as_str()))
+        .collect();
+    let joined = |interface: &InterfaceFacts| {
+        let groups = interface.groups.iter();
+        let counts = |group: &&IpAddr| {
+            let is_of_router = || {
+                let group = group.to_string();
+                of_router.contains(&(interface.name.as_str(), group.as_str()))
+            };
+            group.is_ipv4() && !is_link_local_group(**group) && !is_of_router()
+        };
+        groups.filter(counts).count()
+    };
+    let joined: usize = host.interfaces.iter().map(joined).sum();
     if let Some(limit) = host.max_memberships.filter(|limit| joined >= *limit) {
         out.push(Finding::new(
             Cause::MaxMemberships,

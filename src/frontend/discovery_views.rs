@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
-use crate::actors::messages::{DiscoveryReport, OfferReport, QuestionReport};
+use crate::actors::messages::{DiscoveryReport, ObservationReport, QuestionReport};
 use crate::api::view::{
-    DiscoveryOfferView, DiscoveryProtocolView, DiscoveryQuestionView, DiscoveryView,
+    DiscoveryAskerView, DiscoveryOfferView, DiscoveryProtocolView, DiscoveryQuestionView,
+    DiscoveryView,
 };
 
 /// Renders one `[[discovery]]`.
@@ -31,6 +32,11 @@ pub fn discovery(report: DiscoveryReport) -> DiscoveryView {
             .iter()
             .map(|offer| offer_view(offer, now))
             .collect(),
+        askers: report
+            .asked
+            .iter()
+            .map(|question| asker_view(question, now))
+            .collect(),
         questions: report
             .questions
             .iter()
@@ -39,22 +45,52 @@ pub fn discovery(report: DiscoveryReport) -> DiscoveryView {
     }
 }
 
-fn offer_view(report: &OfferReport, now: Instant) -> DiscoveryOfferView {
-    let OfferReport { ends, key, offer } = report;
+fn offer_view(report: &ObservationReport, now: Instant) -> DiscoveryOfferView {
+    let ObservationReport {
+        ends,
+        key,
+        observation,
+    } = report;
     let [from, to] = ends;
     DiscoveryOfferView {
         from: from.to_string(),
         to: to.to_string(),
         protocol: key.protocol.to_string(),
-        device: key.device.to_string(),
-        mac: offer.station.map(|station| station.to_string()),
+        device: key.host.to_string(),
+        mac: observation.station.map(|station| station.to_string()),
         what: key.what.clone(),
         instance: key.instance.clone(),
-        messages: offer.messages,
-        idle_ms: now.saturating_duration_since(offer.last).as_millis() as u64,
-        withheld: offer.withheld.map(|reason| reason.label().into()),
-        explanation: offer.withheld.map(|reason| reason.meaning().into()),
+        messages: observation.messages,
+        idle_ms: idle_ms(observation.last, now),
+        withheld: observation.withheld.map(|reason| reason.label().into()),
+        explanation: observation.withheld.map(|reason| reason.meaning().into()),
     }
+}
+
+fn asker_view(report: &ObservationReport, now: Instant) -> DiscoveryAskerView {
+    let ObservationReport {
+        ends,
+        key,
+        observation,
+    } = report;
+    let [from, to] = ends;
+    DiscoveryAskerView {
+        from: from.to_string(),
+        to: to.to_string(),
+        protocol: key.protocol.to_string(),
+        asker: key.host.to_string(),
+        mac: observation.station.map(|station| station.to_string()),
+        what: key.what.clone(),
+        instance: key.instance.clone(),
+        messages: observation.messages,
+        idle_ms: idle_ms(observation.last, now),
+        withheld: observation.withheld.map(|reason| reason.label().into()),
+        explanation: observation.withheld.map(|reason| reason.meaning().into()),
+    }
+}
+
+fn idle_ms(last: Instant, now: Instant) -> u64 {
+    now.saturating_duration_since(last).as_millis() as u64
 }
 
 fn question_view(report: &QuestionReport, now: Instant) -> DiscoveryQuestionView {

@@ -44,8 +44,8 @@ pub fn convert(
         if interface.ratelimit > 0 {
             let limit = interface.ratelimit;
             notes.push(format!(
-                "line {line}: ratelimit {limit} of {name} is dropped: mcastor limits no bandwidth; \
-                 use tc on the interface"
+                "line {line}: ratelimit {limit} of {name} is dropped; `bandwidth` of an [[interface]] \
+                 limits what leaves there"
             ));
         }
         // Aliases such as eth0:1 have no colon in their interface's name.

@@ -363,21 +363,8 @@ impl Downstream {
 
     /// Returns the work that [`Downstream::handle_message`] would do for a message.
     pub fn work_of(&self, message: &MembershipMessage) -> Work {
-        let of = |group: Group, named: usize| {
-            let known = self.groups.get(group).map_or(0, |g| g.source_count());
-            (Work::RECORD as usize + named + known) as u32
-        };
-        Work(match message {
-            MembershipMessage::Query(query) => {
-                (query.group).map_or(Work::RECORD, |group| of(group, query.sources.len()))
-            }
-            MembershipMessage::Report { group, .. } | MembershipMessage::Leave { group } => {
-                of(*group, 0)
-            }
-            MembershipMessage::Records(records) => {
-                let work = records.iter().map(|r| of(r.group, r.sources.len()));
-                work.fold(0, u32::saturating_add)
-            }
+        Work::of(message, |group| {
+            self.groups.get(group).map_or(0, |g| g.source_count())
         })
     }
 

@@ -20,6 +20,8 @@ const MIN_SHARES: usize = 16;
 pub enum SenderStatus {
     /// The sender is not known as a member.
     Unknown,
+    /// The sender is the only host of the link, as in a tunnel. Nothing is reserved for others.
+    OnlyHost,
     /// The sender is a known member.
     Member {
         /// The number of known members, the sender included.
@@ -32,7 +34,7 @@ impl SenderStatus {
     pub(super) fn usable_slots(self, limit: usize) -> usize {
         match self {
             Self::Unknown => common_slots(limit),
-            Self::Member { .. } => limit,
+            Self::OnlyHost | Self::Member { .. } => limit,
         }
     }
 }
@@ -78,8 +80,10 @@ impl GroupQuota {
         if occupied - self.reserved.min(occupied) < common_slots(limit) {
             return Some(QuotaSlot::Common);
         }
-        let SenderStatus::Member { known_members } = sender_status else {
-            return None;
+        let known_members = match sender_status {
+            SenderStatus::Unknown => return None,
+            SenderStatus::OnlyHost => return Some(QuotaSlot::Common),
+            SenderStatus::Member { known_members } => known_members,
         };
         let share = (limit - common_slots(limit)) / known_members.max(MIN_SHARES);
         let used = self.reserved_by_host.get(&from).copied();
@@ -143,6 +147,15 @@ mod tests {
         assert_eq!(slot, Some(QuotaSlot::Reserved(host(2))));
         let slot = quota.find_slot(1023, 1024, host(4), SenderStatus::Unknown);
         assert_eq!(slot, None);
+    }
+
+    #[test]
+    fn only_host_has_all_slots() {
+        let quota = GroupQuota::default();
+        let slot = |occupied| quota.find_slot(occupied, 256, host(1), SenderStatus::OnlyHost);
+        assert!((0..256).all(|occupied| slot(occupied) == Some(QuotaSlot::Common)));
+        assert_eq!(slot(256), None);
+        assert_eq!(SenderStatus::OnlyHost.usable_slots(256), 256);
     }
 
     #[test]

@@ -12,8 +12,11 @@
 //! sender has only its fair share. Each member has a share of its own. Unknown senders are hashed
 //! into buckets, which share a rate. The hash changes every ten seconds, so that no sender shares
 //! the bucket of a flood for longer. Memory is bounded, and each decision takes constant time.
+//!
+//! A sender is an address on a link, or the address and port of a gateway behind an AMT tunnel.
 
-use std::net::IpAddr;
+use std::hash::Hash;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use ahash::RandomState;
@@ -34,6 +37,24 @@ const MAX_BUCKETS: usize = 1024;
 
 /// Time after which unknown senders are hashed into other buckets.
 const REHASH_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What tells the senders of reports apart.
+pub trait ReportSender: Copy + Eq + Hash {
+    /// Returns whether several hosts may use it. Such a sender is never a known member.
+    fn is_shared(&self) -> bool;
+}
+
+impl ReportSender for IpAddr {
+    fn is_shared(&self) -> bool {
+        self.is_unspecified()
+    }
+}
+
+impl ReportSender for SocketAddr {
+    fn is_shared(&self) -> bool {
+        self.ip().is_unspecified()
+    }
+}
 
 /// A token bucket.
 #[derive(Debug, Clone, Copy)]
@@ -112,20 +133,20 @@ struct Member {
 
 /// Decides for each report whether the rate limit admits it.
 #[derive(Debug)]
-pub struct ReportRateLimiter {
+pub struct ReportRateLimiter<S: ReportSender = IpAddr> {
     hasher: RandomState,
     start: Instant,
     members: ClassLimiter,
     unknown_senders: ClassLimiter,
     /// Least recently reporting members first to remove: expired members are at the end.
-    known_members: LruCache<IpAddr, Member>,
+    known_members: LruCache<S, Member>,
     /// Hashes of addresses with one accepted report. 0 marks a free slot.
     candidates: Box<[u64]>,
     buckets: Box<[Tokens]>,
     refusals: RefusalCounts,
 }
 
-impl ReportRateLimiter {
+impl<S: ReportSender> ReportRateLimiter<S> {
     /// Creates a limiter that admits `reports_per_second` on average, at least one. `seed`
     /// determines which unknown senders share a bucket, so it must not be predictable.
     pub fn new(now: Instant, reports_per_second: u32, seed: u64) -> Self {
@@ -153,7 +174,7 @@ impl ReportRateLimiter {
     /// # Errors
     /// [`MembershipRefusal::MemberRate`] for a known member, and
     /// [`MembershipRefusal::UnknownSenderRate`] for an unknown sender.
-    pub fn admit(&mut self, now: Instant, sender: IpAddr) -> Result<(), MembershipRefusal> {
+    pub fn admit(&mut self, now: Instant, sender: S) -> Result<(), MembershipRefusal> {
         self.take(now, sender, 1.0)
     }
 
@@ -161,19 +182,14 @@ impl ReportRateLimiter {
     ///
     /// # Errors
     /// As [`ReportRateLimiter::admit`].
-    pub fn charge(
-        &mut self,
-        now: Instant,
-        sender: IpAddr,
-        work: Work,
-    ) -> Result<(), MembershipRefusal> {
+    pub fn charge(&mut self, now: Instant, sender: S, work: Work) -> Result<(), MembershipRefusal> {
         match work.tokens() - 1.0 {
             more if more > 0.0 => self.take(now, sender, more),
             _ => Ok(()),
         }
     }
 
-    fn take(&mut self, now: Instant, sender: IpAddr, count: f64) -> Result<(), MembershipRefusal> {
+    fn take(&mut self, now: Instant, sender: S, count: f64) -> Result<(), MembershipRefusal> {
         let shares = self.known_members.len().max(16);
         let member = self
             .known_members
@@ -206,13 +222,12 @@ impl ReportRateLimiter {
 
     /// Notes that `Downstream` has accepted a report from `sender`, whose membership expires at
     /// `expires`. Must not be called for refused reports.
-    pub fn handle_accepted_report(&mut self, now: Instant, sender: IpAddr, expires: Instant) {
+    pub fn handle_accepted_report(&mut self, now: Instant, sender: S, expires: Instant) {
         if let Some(member) = self.known_members.get_mut(&sender) {
             member.expires = member.expires.max(expires);
             return;
         }
-        // Several hosts may use the unspecified address.
-        if sender.is_unspecified() {
+        if sender.is_shared() {
             return;
         }
         let hash = self.hasher.hash_one(sender) | 1;
@@ -248,7 +263,7 @@ impl ReportRateLimiter {
     }
 
     /// Returns whether `sender` is a known member.
-    pub fn sender_status(&self, now: Instant, sender: IpAddr) -> SenderStatus {
+    pub fn sender_status(&self, now: Instant, sender: S) -> SenderStatus {
         match self.known_members.peek(&sender).filter(|m| m.expires > now) {
             Some(_) => SenderStatus::Member {
                 known_members: self.known_members.len(),
@@ -263,7 +278,7 @@ impl ReportRateLimiter {
     }
 
     /// Returns the number of refused reports per reason since the last call.
-    pub fn take_refusals(&mut self) -> impl Iterator<Item = (MembershipRefusal, u64)> + use<> {
+    pub fn take_refusals(&mut self) -> impl Iterator<Item = (MembershipRefusal, u64)> + use<S> {
         self.refusals.take()
     }
 }

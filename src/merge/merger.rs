@@ -20,6 +20,20 @@ const MAX_STREAMS: usize = 1024;
 /// Number of streams whose windows have room for the highest rates: 2 MiB each.
 const FAST_STREAMS: usize = 64;
 
+/// A stream without packets for this time ends when another one needs its place among the fast ones.
+const IDLE_NS: u64 = 60 * LIVENESS_NS;
+
+/// The same, when another one needs its place.
+const SHORT_IDLE_NS: u64 = 2 * LIVENESS_NS;
+
+/// Silent streams are looked for at this interval, so that packets of many further streams, which a
+/// host can forge, do not each cost a look at all streams.
+const SEARCH_NS: u64 = LIVENESS_NS;
+
+/// While the process cannot run, packets of both paths wait unread. For this time they are not
+/// counted as lost, and their copies are remembered.
+const MAX_STALL_NS: u64 = 3 * LIVENESS_NS;
+
 /// Limit of the slots of the windows of other streams.
 const MAX_SLOTS_OF_SLOW_STREAMS: usize = 4096;
 
@@ -64,6 +78,8 @@ pub struct Merger {
     by: MergeBy,
     window_ns: u64,
     streams: AHashMap<StreamKey, Box<MergedStream>>,
+    /// When silent streams were looked for.
+    searched_ns: Option<u64>,
     /// Number of streams that wait.
     waiting: usize,
     held: HeldPackets,
@@ -81,6 +97,7 @@ impl Merger {
             by: rule.by,
             window_ns: rule.window.as_nanos() as u64,
             streams: AHashMap::new(),
+            searched_ns: None,
             waiting: 0,
             held: HeldPackets::default(),
             fingerprints: None,
@@ -183,22 +200,13 @@ impl Merger {
         }
     }
 
-    /// Adds a stream, in place of one that is silent if there are too many. Returns false if none
-    /// is silent.
+    /// Adds a stream, in place of silent ones if there are many. Returns false if there are too many.
     fn add_stream(&mut self, key: StreamKey, bits: u32, now_ns: u64) -> bool {
+        if self.streams.len() >= FAST_STREAMS {
+            self.end_silent(now_ns);
+        }
         if self.streams.len() >= MAX_STREAMS {
-            let oldest = self
-                .streams
-                .iter()
-                .min_by_key(|(_, stream)| stream.last_ns());
-            let Some((oldest, last_ns)) = oldest.map(|(key, stream)| (*key, stream.last_ns()))
-            else {
-                return false;
-            };
-            if now_ns.saturating_sub(last_ns) <= 2 * LIVENESS_NS {
-                return false;
-            }
-            self.end_stream(oldest);
+            return false;
         }
         let max_slots = match self.streams.len() {
             0..FAST_STREAMS => MAX_SLOTS,
@@ -207,6 +215,25 @@ impl Merger {
         let stream = MergedStream::new(bits, self.window_ns, max_slots, now_ns);
         self.streams.insert(key, Box::new(stream));
         true
+    }
+
+    /// Ends streams that are silent, if it is time to look for them.
+    fn end_silent(&mut self, now_ns: u64) {
+        // After a step back of the clock, it is time.
+        let since = self.searched_ns.and_then(|at| now_ns.checked_sub(at));
+        if since.is_some_and(|since_ns| since_ns < SEARCH_NS) {
+            return;
+        }
+        self.searched_ns = Some(now_ns);
+        let limit_ns = match self.streams.len() >= MAX_STREAMS {
+            true => SHORT_IDLE_NS,
+            false => IDLE_NS,
+        };
+        let is_silent = |stream: &MergedStream| now_ns.saturating_sub(stream.last_ns()) > limit_ns;
+        let streams = self.streams.iter();
+        let silent = streams.filter(|(_, stream)| is_silent(stream));
+        let silent: Vec<StreamKey> = silent.map(|(key, _)| *key).collect();
+        silent.into_iter().for_each(|key| self.end_stream(key));
     }
 
     fn end_stream(&mut self, key: StreamKey) {
@@ -300,6 +327,8 @@ impl Merger {
 
     /// Returns the counts, with all losses until now. `now_ns` is the time of the receive times.
     pub fn statistics(&mut self, now_ns: u64) -> MergeStatistics {
+        let earliest_ns = now_ns.saturating_sub(MAX_STALL_NS);
+        let now_ns = now_ns.min(self.clock_ns().max(earliest_ns));
         let mut peak = 0;
         let counts = &mut self.statistics;
         for stream in self.streams.values_mut() {
@@ -319,5 +348,103 @@ impl Merger {
             holding: self.held.len() as u64,
             ..*counts
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use etherparse::PacketBuilder;
+
+    use super::*;
+    use crate::model::MergePath::{First, Second};
+    use crate::wire::ip::IpHeader;
+
+    const START_NS: u64 = 1_000_000 * LIVENESS_NS;
+
+    fn merger(by: MergeBy) -> Merger {
+        Merger::new(&MergeRule {
+            path: First,
+            with: "eth1".parse().unwrap(),
+            window: Duration::from_millis(50),
+            by,
+        })
+    }
+
+    /// Pushes an RTP packet with this SSRC and sequence number.
+    fn push(
+        merger: &mut Merger,
+        path: MergePath,
+        (ssrc, number): (u32, u16),
+        now_ns: u64,
+    ) -> MergeOutcome {
+        let mut payload = vec![0x80, 96];
+        payload.extend(number.to_be_bytes());
+        payload.extend([0; 4]);
+        payload.extend(ssrc.to_be_bytes());
+        let builder = PacketBuilder::ipv4([10, 0, 0, 1], [239, 1, 1, 1], 7).udp(4000, 5004);
+        let mut bytes = Vec::new();
+        builder.write(&mut bytes, &payload).unwrap();
+        let header = IpHeader::parse(&bytes).unwrap();
+        let packet = MergePacket::new(&header, &bytes, header.destination);
+        let outcome = merger.push(path, &packet, now_ns);
+        let steps = merger.take_steps();
+        merger.recycle(steps);
+        outcome
+    }
+
+    /// The counts are read when only one of two copies was.
+    #[test]
+    fn copies_that_are_read_late_are_recognised() {
+        for by in [MergeBy::Payload, MergeBy::Rtp] {
+            let mut merger = merger(by);
+            let first = push(&mut merger, First, (1, 0), START_NS);
+            assert_eq!(first, MergeOutcome::Passed);
+            let read_ns = START_NS + 2 * LIVENESS_NS;
+            assert_eq!(merger.statistics(read_ns).lost, [0, 0]);
+            let copy = push(&mut merger, Second, (1, 0), START_NS + 10_000_000);
+            assert_eq!(copy, MergeOutcome::Duplicate);
+            assert_eq!(merger.statistics(read_ns).lost, [0, 0]);
+            // One that does not come is lost.
+            push(&mut merger, First, (1, 1), read_ns);
+            let later_ns = read_ns + MAX_STALL_NS + LIVENESS_NS;
+            assert_eq!(merger.statistics(later_ns).lost, [0, 1]);
+        }
+    }
+
+    /// A sender has another SSRC after each restart.
+    #[test]
+    fn streams_that_ended_do_not_shrink_later_windows() {
+        let mut merger = merger(MergeBy::Rtp);
+        for ssrc in 0..FAST_STREAMS as u32 {
+            push(&mut merger, First, (ssrc, 0), START_NS);
+        }
+        let later_ns = START_NS + IDLE_NS + 1;
+        push(&mut merger, First, (1000, 0), later_ns);
+        assert_eq!(merger.streams.len(), 1);
+        // The second path is ahead by more than the window of a slow stream.
+        let number = MAX_SLOTS_OF_SLOW_STREAMS as u16 + 1000;
+        let outcome = push(&mut merger, Second, (1000, number), later_ns);
+        assert!(matches!(outcome, MergeOutcome::Held(_)), "{outcome:?}");
+    }
+
+    #[test]
+    fn streams_beyond_the_limit_cost_one_search_a_second() {
+        let mut merger = merger(MergeBy::Rtp);
+        for ssrc in 0..MAX_STREAMS as u32 {
+            push(&mut merger, First, (ssrc, 0), START_NS);
+        }
+        for ssrc in 0..1000 {
+            let now_ns = START_NS + u64::from(ssrc);
+            push(&mut merger, First, (1_000_000 + ssrc, 0), now_ns);
+        }
+        assert_eq!(merger.searched_ns, Some(START_NS));
+        assert_eq!(merger.statistics.by_payload, 1000);
+        // Silent streams give their places to others.
+        let later_ns = START_NS + SHORT_IDLE_NS + 1;
+        push(&mut merger, First, (2_000_000, 0), later_ns);
+        assert_eq!(merger.searched_ns, Some(later_ns));
+        assert_eq!(merger.streams.len(), 1);
     }
 }

@@ -12,34 +12,34 @@ mod held;
 mod monitored;
 mod output;
 mod packet_variants;
+mod watched;
 
 use std::sync::Arc;
 
-use captured::{copy_message, decided_summary, on_wire, summary};
+use captured::{copy_message, decided_summary, ip_offset, on_wire, summary};
 use held::HeldRelease;
 use monitored::{observe_dropped, observe_stream};
 pub use output::Switched;
 use output::{EgressPosition, Output};
 use packet_variants::{PacketVariants, VariantKey};
+use watched::observe_forwarders;
 
 use super::merging::{MergeLock, Merging};
 use super::packet_trace::{NoPacketTrace, PacketTrace};
-use super::translate::{Translator, UntranslatedPacket, uses_side_buffer};
+use super::translate::{UntranslatedPacket, uses_side_buffer};
 use super::{Batch, Packet, Slot};
 use crate::forward::finish::finish_packet;
-use crate::forward::segment::prepare_for_kernel_gso;
 use crate::forward::{
     Arrival, Decision, DropHistory, DropReason, LoopGuard, NotData, bandwidth_check, decide,
-    egress_check, observe,
+    egress_check,
 };
 use crate::merge::{HeldPacket, MergeOutcome, MergePacket, Merger, Merges, SharedMerge, Step};
-use crate::model::{MergePath, MergeRule, TranslationRule};
+use crate::model::{MergePath, MergeRule};
 use crate::streams::{StreamId, StreamMonitor};
 use crate::table::flows::{FlowBudget, Flows};
 use crate::table::{Entry, Fib, Ingress, StreamState, YieldDecision};
 use crate::wire::ip_summary::IpSummary;
 use crate::wire::offload::Offload;
-use crate::wire::{ip, vlan};
 
 /// Makes the forwarding decisions for batches of one interface, and holds its flows.
 pub struct Switch {
@@ -57,16 +57,6 @@ pub struct Switch {
     packet_number: u64,
     /// The packets that the captured packet represents.
     packets: PacketVariants,
-    /// For each packet of the first variant: whether the loop guard recognised it. Empty until a
-    /// variant needs it.
-    looped: Vec<bool>,
-    /// For each packet of the first variant: whether any variant forwards it.
-    forwarded: Vec<bool>,
-    /// For each packet that was to be translated: why translation failed, if it did.
-    translation_errors: Vec<Option<DropReason>>,
-    /// Start and length of the translated packets.
-    translated: Vec<(u32, u32)>,
-    translator: Translator,
     merging: Merging,
     /// What a merge decided about the current packet.
     merged: MergeFate,
@@ -133,11 +123,6 @@ impl Switch {
             egresses: Vec::new(),
             packet_number: 0,
             packets: PacketVariants::default(),
-            looped: Vec::new(),
-            forwarded: Vec::new(),
-            translation_errors: Vec::new(),
-            translated: Vec::new(),
-            translator: Translator::default(),
             merging: Merging::default(),
             merged: MergeFate::Forward,
             held_range: None,
@@ -356,37 +341,7 @@ impl Switch {
     /// Recognises other forwarders by the packets of a batch that arrived on `ingress`, which is
     /// [watched only](Ingress::watch_only). Neither counts nor forwards the packets.
     pub fn observe(&self, fib: &Fib, ingress: &Ingress, batch: &Batch, now_ms: u64) {
-        for packet in &batch.packets {
-            let start = packet.start as usize;
-            let bytes = batch.bytes().get(start..start + packet.len as usize);
-            let Some(bytes) = bytes.filter(|_| packet.sender.is_some()) else {
-                continue;
-            };
-            let vlan = packet
-                .vlan
-                .or_else(|| vlan::outer_tag(packet.ethertype, bytes));
-            if vlan.is_some_and(|id| ingress.vlans_with_own_interface.contains(&id)) {
-                continue;
-            }
-            let Ok((_, tags)) = vlan::skip_tags(packet.ethertype, bytes) else {
-                continue;
-            };
-            let Ok(header) = ip::IpHeader::parse(&bytes[tags..]) else {
-                continue;
-            };
-            let arrival = Arrival {
-                fib,
-                ingress,
-                streams: &self.streams,
-                sender: packet.sender,
-                now_ms,
-            };
-            observe(
-                arrival,
-                (header.source, header.destination),
-                header.packet_len as u64,
-            );
-        }
+        observe_forwarders(&self.streams, (fib, ingress), batch, now_ms);
     }
 
     /// Distributes the packets of a route that merges two paths, and the held packets that can be
@@ -506,19 +461,19 @@ impl Switch {
         let is_union = decision.is_union();
         let mut first = None;
         self.packet_number += 1;
-        self.packets.built.clear();
-        self.looped.clear();
-        self.translation_errors.clear();
-        self.forwarded.clear();
-        self.forwarded.resize(ranges, false);
+        self.packets.begin_variants();
         for variant in decision.variants() {
             let key = VariantKey::of(&variant);
             let guarded = variant.entry.loop_guard;
             let is_dropped =
                 variant.entry.merge.is_some() && matches!(self.merged, MergeFate::Drop(_));
-            if guarded && self.looped.is_empty() && !is_dropped {
+            if guarded && self.packets.looped.is_empty() && !is_dropped {
                 let egresses = hash_of_egresses(fib, decision);
-                self.check_loop_guard(egresses, batch, &out.side_buffer, in_side_buffer, now_ms);
+                let memory = match in_side_buffer {
+                    true => &out.side_buffer[..],
+                    false => batch.bytes(),
+                };
+                (self.packets).check_loop_guard(&self.guard, egresses, memory, now_ms);
             }
             let stopped = |at: usize, looped: &[bool]| is_dropped || guarded && looped[at];
             let rule = variant.entry.translation.as_ref();
@@ -534,26 +489,26 @@ impl Switch {
                     datagram: &decision.datagram,
                 };
                 let mtu = mtus.min().unwrap_or(u32::MAX) as usize;
-                translated = self.translate(rule, original, guarded, mtu, batch, out);
+                translated = (self.packets).translate(rule, original, guarded, mtu, batch, out);
             }
             let in_place = *first.get_or_insert(key) == key;
             let held = match variant.entry.merge {
                 Some(_) => self.merged,
                 None => MergeFate::Forward,
             };
-            if held == MergeFate::Hold && !stopped(0, &self.looped) {
-                let range = match rule {
-                    Some(rule) => self
-                        .translated
-                        .first()
-                        .map(|range| (*range, in_side_buffer || uses_side_buffer(rule, is_union))),
-                    None => self
-                        .packets
-                        .ranges
-                        .first()
-                        .map(|range| (*range, in_side_buffer)),
-                };
-                self.forwarded.fill(range.is_some());
+            if held == MergeFate::Hold && !stopped(0, &self.packets.looped) {
+                let range =
+                    match rule {
+                        Some(rule) => self.packets.translated.first().map(|range| {
+                            (*range, in_side_buffer || uses_side_buffer(rule, is_union))
+                        }),
+                        None => self
+                            .packets
+                            .ranges
+                            .first()
+                            .map(|range| (*range, in_side_buffer)),
+                    };
+                self.packets.forwarded.fill(range.is_some());
                 self.held_range = range;
                 // An egress gets the packet once.
                 for path in variant.paths().filter_map(|id| fib.paths.get(id as usize)) {
@@ -572,8 +527,8 @@ impl Switch {
                     continue;
                 }
                 let mut count = translated;
-                for (at, forwarded) in self.forwarded.iter_mut().enumerate() {
-                    if rule.is_none() && !stopped(at, &self.looped) {
+                for (at, forwarded) in self.packets.forwarded.iter_mut().enumerate() {
+                    if rule.is_none() && !stopped(at, &self.packets.looped) {
                         *forwarded = true;
                         count += datagrams_each;
                     }
@@ -610,7 +565,7 @@ impl Switch {
                         true => &out.side_buffer[..],
                         false => batch.bytes(),
                     };
-                    IpSummary::read(memory.get(self.translated.first()?.0 as usize..)?)
+                    IpSummary::read(memory.get(self.packets.translated.first()?.0 as usize..)?)
                 });
                 if let Err(reason) = checked {
                     out.counts.count_refused(path.egress, reason, count);
@@ -628,7 +583,7 @@ impl Switch {
                 let position = position.index(path.egress, out);
                 if let Some(rule) = rule {
                     let slots = &mut out.egresses[position].1;
-                    slots.extend(self.translated.iter().map(|(start, len)| Slot {
+                    slots.extend(self.packets.translated.iter().map(|(start, len)| Slot {
                         start: *start,
                         len: *len,
                         in_side_buffer: in_side_buffer || uses_side_buffer(rule, is_union),
@@ -656,7 +611,7 @@ impl Switch {
                 let packets = self.packets.ranges[first_range..first_range + ranges]
                     .iter()
                     .enumerate();
-                let packets = packets.filter(|(at, _)| !stopped(*at, &self.looped));
+                let packets = packets.filter(|(at, _)| !stopped(*at, &self.packets.looped));
                 slots.extend(packets.map(|(_, (start, len))| Slot {
                     start: *start,
                     len: *len,
@@ -668,9 +623,9 @@ impl Switch {
                 }));
             }
         }
-        for (at, forwarded) in self.forwarded.iter().enumerate() {
+        for (at, forwarded) in self.packets.forwarded.iter().enumerate() {
             if !forwarded {
-                let error = self.translation_errors.get(at).copied().flatten();
+                let error = self.packets.translation_errors.get(at).copied().flatten();
                 let reason = match (error, self.merged) {
                     (Some(error), _) => error,
                     (None, MergeFate::Drop(reason)) => reason,
@@ -691,74 +646,6 @@ impl Switch {
         }
     }
 
-    /// Translates the packets of the first variant. If `guarded`, skips those that the loop guard
-    /// recognised. Returns the number of translated datagrams; their ranges are in `translated`.
-    fn translate(
-        &mut self,
-        rule: &TranslationRule,
-        original: UntranslatedPacket<'_>,
-        guarded: bool,
-        mtu: usize,
-        batch: &mut Batch,
-        out: &mut Output,
-    ) -> u64 {
-        self.translated.clear();
-        let mut count = 0;
-        for at in 0..self.forwarded.len() {
-            let error = if guarded && self.looped[at] {
-                Some(DropReason::Loop)
-            } else {
-                let original = UntranslatedPacket {
-                    range: self.packets.ranges[at],
-                    ..original
-                };
-                let on_packet = |range| self.translated.push(range);
-                let side_buffer = &mut out.side_buffer;
-                let done =
-                    (self.translator).run(rule, &original, mtu, batch, side_buffer, on_packet);
-                done.err()
-            };
-            self.forwarded[at] = error.is_none();
-            count += self.packets.datagrams_each() * u64::from(error.is_none());
-            self.translation_errors.push(error);
-        }
-        if let Some((segments, _)) = self.packets.gso {
-            let memory = match uses_side_buffer(rule, original.keep_original) {
-                true => &mut out.side_buffer[..],
-                false => batch.bytes_mut(),
-            };
-            for (start, len) in &self.translated {
-                let packet = &mut memory[*start as usize..][..*len as usize];
-                prepare_for_kernel_gso(packet, segments);
-            }
-        }
-        out.counts.translated[rule.kind() as usize] += count;
-        count
-    }
-
-    /// Looks up the packets of the first variant in the loop guard. One lookup serves all variants:
-    /// they differ only in TTL, which the loop guard ignores.
-    fn check_loop_guard(
-        &mut self,
-        egresses: u64,
-        batch: &Batch,
-        side_buffer: &[u8],
-        in_side_buffer: bool,
-        now_ms: u64,
-    ) {
-        let memory = if in_side_buffer {
-            side_buffer
-        } else {
-            batch.bytes()
-        };
-        let guard = &self.guard;
-        self.looped
-            .extend(self.packets.ranges.iter().map(|(start, len)| {
-                let packet = &memory[*start as usize..][..*len as usize];
-                guard.recognises(egresses, packet, now_ms)
-            }));
-    }
-
     /// Makes the forwarding decision for one packet and builds its first variant in place. Also
     /// returns the offset of its IP header.
     fn decide<'f>(
@@ -777,24 +664,8 @@ impl Switch {
             .bytes_mut()
             .get_mut(start..start + packet.len as usize)
             .ok_or(DropReason::Truncated)?;
-        // The outermost tag decides which interface a frame belongs to. The kernel strips this tag,
-        // except from outgoing frames on a device that cannot insert tags.
-        let vlan = packet
-            .vlan
-            .or_else(|| vlan::outer_tag(packet.ethertype, bytes));
-        if vlan.is_some_and(|id| ingress.vlans_with_own_interface.contains(&id)) {
-            return Err(DropReason::VlanElsewhere.into());
-        }
-        let (ethertype, tags) = vlan::skip_tags(packet.ethertype, bytes)?;
+        let tags = ip_offset(ingress, packet, bytes)?;
         let bytes = &mut bytes[tags..];
-        let ip_version = bytes.first().map_or(0, |b| b >> 4);
-        match (ethertype, ip_version) {
-            (vlan::ETHERTYPE_IPV4, 4) | (vlan::ETHERTYPE_IPV6, 6) => {}
-            (vlan::ETHERTYPE_IPV4 | vlan::ETHERTYPE_IPV6, _) if bytes.is_empty() => {
-                return Err(DropReason::Truncated.into());
-            }
-            _ => return Err(DropReason::Malformed.into()),
-        }
         let arrival = Arrival {
             fib,
             ingress,

@@ -100,6 +100,18 @@ impl PacketRing {
         self.packets.is_empty()
     }
 
+    /// Puts back what was taken out of the ring, which is empty since then.
+    pub fn put_back(&mut self, contents: RingContents) {
+        if let Some(first) = contents.packets.first() {
+            let second = first.received_ns / NS_PER_SECOND;
+            let left_out = (contents.left_out > 0).then_some((second, contents.left_out));
+            self.left_out.extend(left_out);
+        }
+        for packet in contents.packets {
+            self.push(packet.received_ns, &packet.bytes);
+        }
+    }
+
     /// Takes all packets out.
     pub fn take(&mut self) -> RingContents {
         self.bytes = 0;
@@ -147,6 +159,8 @@ mod tests {
         let contents = ring.take();
         assert_eq!(contents.packets.len(), 10);
         assert_eq!(contents.left_out, 40);
+        ring.put_back(contents.clone());
+        assert_eq!(ring.take(), contents);
         // Those that are too old by now are not missing.
         (0..20).for_each(|n| ring.push(n * SECOND, &[0; 100]));
         ring.expire(65 * SECOND);

@@ -43,7 +43,11 @@ impl RecordReasons {
 
 impl fmt::Display for RecordReasons {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lost = (self.lost > 0).then(|| format!("{} RTP packets lost", self.lost));
+        let lost = match self.lost {
+            0 => None,
+            1 => Some("1 RTP packet lost".to_owned()),
+            n => Some(format!("{n} RTP packets lost")),
+        };
         let silent = match self.silences {
             0 => None,
             1 => Some("the stream fell silent".to_owned()),
@@ -246,10 +250,7 @@ mod tests {
         schedule.add(signal, ms(71_000));
         let both = RecordReasons { lost: 1, ..signal };
         assert_eq!(schedule.poll(ms(71_000)), Some(both));
-        assert_eq!(
-            both.to_string(),
-            "1 RTP packets lost, requested by a signal"
-        );
+        assert_eq!(both.to_string(), "1 RTP packet lost, requested by a signal");
         assert_eq!(schedule.poll(ms(999_000)), None);
     }
 }

@@ -4,6 +4,7 @@ use ipnet::IpNet;
 
 use super::checker::Checker;
 use super::key_path::KeyPath;
+use super::raw::find_key;
 use crate::model::{AddrError, GroupPrefix, SourcePrefix};
 
 /// Checks a multicast group or prefix.
@@ -28,8 +29,10 @@ pub(super) fn parse_group(
         ),
         AddrError::NotMulticast(net) => (
             format!("{}, which is unicast", shown(net)),
-            "Groups are in 224.0.0.0/4 or ff00::/8. The address of a sender belongs in `source`."
-                .into(),
+            format!(
+                "Groups are in 224.0.0.0/4 or ff00::/8.{}",
+                key_for(path, ("group", "source"), "The address of a sender")
+            ),
         ),
         other => address_problem(text, &other),
     };
@@ -61,8 +64,8 @@ pub(super) fn parse_source(
             ),
             _ => return Some(source),
         },
-        Err(AddrError::HostBits { given }) if given.addr().is_multicast() => multicast(given),
-        Err(AddrError::NotUnicast(net)) => multicast(net),
+        Err(AddrError::HostBits { given }) if given.addr().is_multicast() => multicast(path, given),
+        Err(AddrError::NotUnicast(net)) => multicast(path, net),
         Err(_) if matches!(text.trim(), "*" | "any") => (
             format!("{text:?}"),
             "For any source, omit the key `source`.".to_string(),
@@ -73,11 +76,31 @@ pub(super) fn parse_source(
     None
 }
 
-fn multicast(net: IpNet) -> (String, String) {
+fn multicast(path: &KeyPath, net: IpNet) -> (String, String) {
     (
         format!("{}, which is multicast", shown(net)),
-        "A source is the address of a sender. The group belongs in `group`.".into(),
+        format!(
+            "A source is the address of a sender.{}",
+            key_for(path, ("source", "group"), "The group")
+        ),
     )
+}
+
+/// Returns the sentence that `what` belongs in another key, if the table of `path` has it: its name
+/// is that of `path` with the second word in place of the first. `deny_groups` leads to
+/// `deny_sources`.
+fn key_for(path: &KeyPath, (word, other): (&str, &str), what: &str) -> String {
+    let table = match path.ends_with_index() {
+        true => path.parent().parent(),
+        false => path.parent(),
+    };
+    let key = path.last_key().replace(word, other);
+    // Sources that a route excepts have no such key: its groups are in `group`.
+    let key = key.strip_prefix("except_").map_or(&*key, |_| other);
+    match find_key(&table.key(key)) {
+        Some(_) => format!(" {what} belongs in `{key}`."),
+        None => String::new(),
+    }
 }
 
 /// Returns the texts `found` and `help` for a text that is not an address or prefix.

@@ -8,7 +8,7 @@ use super::key_path::KeyPath;
 use super::raw::{RawAmt, RawAmtGateway, RawAmtRelay, RawStrings, RawTable};
 use crate::amt::candidate::RelayWay;
 use crate::amt::config::{AmtConfig, GatewayInterface, RelayConfig, RelayInterface};
-use crate::model::IfName;
+use crate::model::{IfName, IfPattern, ProxyRule, RouteRule};
 use crate::wire::amt::PORT;
 
 /// The addresses of `listen` without the key.
@@ -46,6 +46,47 @@ pub(super) fn check_amt(checker: &mut Checker<'_>, raw: RawAmt) -> AmtConfig {
         }
     }
     config
+}
+
+/// Returns a note on each route and proxy that has a tunnel interface in a list where nothing can
+/// arrive or leave on it.
+pub(super) fn notes(
+    config: &AmtConfig,
+    routes: &[RouteRule],
+    proxies: &[ProxyRule],
+) -> Vec<String> {
+    let mut notes = Vec::new();
+    let mut examine = |user: String, arriving: &[IfPattern], leaving: &[IfPattern]| {
+        let is = |name: &IfName| {
+            let name = name.clone();
+            move |pattern: &IfPattern| pattern.as_str() == name.as_str()
+        };
+        for GatewayInterface { name, .. } in &config.gateways {
+            if leaving.iter().any(is(name)) {
+                notes.push(format!(
+                    "{user}: no packet leaves on {name}, which is an AMT gateway; it belongs in \
+                     `from` or `upstream`"
+                ));
+            }
+        }
+        for RelayInterface { name, .. } in &config.relays {
+            if arriving.iter().any(is(name)) {
+                notes.push(format!(
+                    "{user}: no packet arrives on {name}, which is an AMT relay; it belongs in `to` \
+                     or `downstream`"
+                ));
+            }
+        }
+    };
+    for route in routes {
+        let from = std::slice::from_ref(&route.from);
+        examine(format!("route \"{}\"", route.name), from, &route.to);
+    }
+    for proxy in proxies {
+        let user = format!("proxy \"{}\"", proxy.name);
+        examine(user, &proxy.upstream, &proxy.downstream);
+    }
+    notes
 }
 
 /// Returns the entries of an array of tables with their positions, except refused ones.

@@ -236,7 +236,13 @@ impl<'a> Checker<'a> {
                 (format!("{text:?}"), list.to_string())
             }
             Ok(pattern) => return Some(pattern),
-            Err(LinkError::Empty) => ("an empty string".to_string(), String::new()),
+            Err(LinkError::Empty) if text.is_empty() => {
+                ("an empty string".to_string(), String::new())
+            }
+            Err(LinkError::Empty) => (
+                format!("{text:?}, without a name"),
+                format!("Write the name after the colon: \"{text}NAME\"."),
+            ),
             Err(LinkError::TooLong(_)) => (
                 format!("{text:?}, {} bytes long", text.len()),
                 "Linux interface names have at most 15 bytes; `ip link` lists them. Use `*` to \
@@ -362,10 +368,19 @@ impl<'a> Checker<'a> {
         let name = path.last_key();
         let quoted = format!("{:?}", format!("{prefix}{text}"));
         if !Path::new(text).is_absolute() {
-            let help = format!(
-                "The daemon has no working directory of its own: {name} = \"{prefix}/run/{}\".",
-                text.trim_start_matches("./")
-            );
+            // As in DOCKER_HOST: unix:///var/run/docker.sock.
+            let of_url = text.strip_prefix("unix:");
+            let of_url = of_url.map(|path| path.trim_start_matches("//"));
+            let help = match of_url.filter(|path| path.starts_with('/')) {
+                Some(path) => format!("Give the path alone: {name} = \"{prefix}{path}\"."),
+                None if text.contains("://") => {
+                    format!("Only UNIX sockets are supported: {name} = \"{prefix}{example}\".")
+                }
+                None => format!(
+                    "The daemon has no working directory of its own: {name} = \"{prefix}/run/{}\".",
+                    text.trim_start_matches("./")
+                ),
+            };
             self.refuse(path, quoted, "an absolute path", help);
         } else if text.ends_with('/') || text.contains('\0') {
             let help =

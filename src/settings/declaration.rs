@@ -274,6 +274,7 @@ fn short_duration(duration: Duration) -> String {
     const HOUR_MS: u128 = 3_600_000;
     match duration.as_millis() {
         0 => "0s".into(),
+        ms if ms == 24 * HOUR_MS => "1 day".into(),
         ms if ms % (24 * HOUR_MS) == 0 => format!("{} days", ms / (24 * HOUR_MS)),
         ms if ms % HOUR_MS == 0 => format!("{}h", ms / HOUR_MS),
         ms if ms >= 1000 => format!("{}s", duration.as_secs_f64()),

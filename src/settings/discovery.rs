@@ -7,9 +7,10 @@ use ipnet::IpNet;
 use super::checker::Checker;
 use super::key_path::KeyPath;
 use super::raw::{RawDiscovery, RawDiscoveryLimits, RawOfferRule, RawTable};
+use super::words::did_you_mean;
 use crate::discovery::config::{AddressMode, AnswerMode, DiscoveryLimits, DiscoveryRule};
 use crate::discovery::offer::{OfferPolicy, OfferRule};
-use crate::discovery::protocol::DiscoveryProtocol;
+use crate::discovery::protocol::{DiscoveryProtocol, MAX_DDS_DOMAIN};
 use crate::model::{Group, GroupPrefix, IfPattern, MacAddress, ProxyRule, RouteRule, TtlPolicy};
 
 /// Checks all tables. Returns those that could be built; problems go to `checker`.
@@ -165,14 +166,34 @@ fn check_protocols(
                     "{}, a group with port such as \"239.1.2.3:5000\", or \"broadcast:PORT\"",
                     known.join(", ")
                 );
-                let found = format!("{:?}", text.unwrap_or_default());
-                checker.refuse(&path.index(n), found, expected, "");
+                let text = text.unwrap_or_default();
+                let help = protocol_help(&text);
+                checker.refuse(&path.index(n), format!("{text:?}"), expected, help);
                 protocols = None;
             }
             _ => protocols = None,
         }
     }
     protocols
+}
+
+/// Returns what was probably meant by a text that names no protocol.
+fn protocol_help(text: &str) -> String {
+    let names = DiscoveryProtocol::NAMED.map(|(name, _)| name);
+    if let Some(help) = did_you_mean(text, names) {
+        return help;
+    }
+    let is_group = |text: &str| text.parse().is_ok_and(|ip: IpAddr| ip.is_multicast());
+    match text.split_once(':') {
+        Some(("dds", _)) => format!("A domain of DDS is 0 to {MAX_DDS_DOMAIN}: \"dds:1\"."),
+        Some(("broadcast", _)) => "A UDP port is 1 to 65535: \"broadcast:9\".".into(),
+        Some((name, _)) if names.contains(&name) => {
+            format!("The port is that of the protocol: {name:?}.")
+        }
+        None if is_group(text) => format!("Add the UDP port: \"{text}:5000\"."),
+        _ if is_group(text) => format!("Add the UDP port: \"[{text}]:5000\"."),
+        _ => String::new(),
+    }
 }
 
 fn check_offers(

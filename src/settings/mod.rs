@@ -103,7 +103,9 @@ impl Settings {
         let returns = self.routes.iter().filter_map(note_on_return);
         let notes = doubtful.chain(http).chain(addresses).chain(returns);
         let discovery = discovery::notes(&self.discovery, &self.routes, &self.proxies);
-        let mut notes: Vec<_> = notes.chain(joins).chain(upward).chain(discovery).collect();
+        let amt = amt::notes(&self.amt, &self.routes, &self.proxies);
+        let notes = notes.chain(joins).chain(upward);
+        let mut notes: Vec<_> = notes.chain(discovery).chain(amt).collect();
         // The two paths of a merge are two routes.
         notes.dedup();
         notes
@@ -394,6 +396,35 @@ mod tests {
         assert_eq!(notes(expected), [""; 0]);
         assert_eq!(notes("upward = false"), [""; 0]);
         assert_eq!(notes("groups = [\"232.0.0.0/8\"]"), [""; 0]);
+    }
+
+    #[test]
+    fn tunnel_interface_in_the_wrong_direction_is_noted() {
+        let notes = |rule: &str| {
+            let tunnels = "[[amt.gateway]]\nname = \"in\"\nrelay = \"driad\"\n\
+                           [[amt.relay]]\nname = \"out\"\n";
+            load_text(format!("{tunnels}{rule}"), vec![])
+                .unwrap()
+                .notes()
+        };
+        let route = |from: &str, to: &str| {
+            notes(&format!(
+                "[[route]]\nfrom = \"{from}\"\ngroup = \"239.1.1.1\"\nto = [\"{to}\"]\n"
+            ))
+        };
+        let proxy = |upstream: &str, downstream: &str| {
+            notes(&format!(
+                "[[proxy]]\nupstream = [\"{upstream}\"]\ndownstream = [\"{downstream}\"]\n\
+                 upward = false\n"
+            ))
+        };
+        for notes in [route("out", "in"), proxy("out", "in")] {
+            assert_eq!(notes.len(), 2, "{notes:?}");
+            assert!(notes[0].contains("leaves on in, which"), "{notes:?}");
+            assert!(notes[1].contains("arrives on out, which"), "{notes:?}");
+        }
+        assert_eq!(route("in", "out"), [""; 0]);
+        assert_eq!(proxy("in", "out"), [""; 0]);
     }
 
     const EXAMPLE: &str = include_str!("../../conf/mcastor.toml");

@@ -446,7 +446,7 @@ raw_tables! {
         questions_per_asker: Integer, default_integer(32), integers(1, 100_000);
         /// The number of questions and announcements per second that leave on an interface.
         messages_per_second: Integer, default_integer(200), integers(1, 100_000);
-        /// The number of offers that `show discovery` knows.
+        /// The number of offers that `show discovery` knows, and of askers.
         offers: Integer, default_integer(2048), integers(1, 100_000);
     }
 
@@ -540,7 +540,7 @@ raw_tables! {
         query_interval: String, default_string("125s"), durations_ms(1000, 31_744_000);
         /// The size of the largest packet inside a tunnel. Larger ones are fragmented or dropped,
         /// as on other interfaces.
-        mtu: Integer, default_integer(1452), integers(576, 65_000), unit("bytes");
+        mtu: Integer, default_integer(1450), integers(576, 65_000), unit("bytes");
         /// Whether datagrams that exceed the MTU of the path are fragmented, outside the tunnel. With
         /// `false`, they are not sent, and counted in `mcastor_amt_failed_copies_total`.
         fragment: Boolean, default_boolean(true);

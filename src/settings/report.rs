@@ -9,6 +9,7 @@ use miette::{
     ReportHandler, SourceCode, SourceSpan, SpanContents,
 };
 use serde::Serialize;
+use textwrap::{WordSeparator, WordSplitter};
 
 use super::key_path::KeyPath;
 
@@ -260,7 +261,7 @@ impl SettingsReport {
     /// Formats the report for a terminal: each problem with the affected lines, in colour where
     /// standard error shows colour.
     pub fn pretty(&self) -> impl fmt::Display + '_ {
-        self.pretty_with(MietteHandlerOpts::new().terminal_links(false).build())
+        self.pretty_with(report_options().build())
     }
 
     fn pretty_with(&self, handler: MietteHandler) -> impl fmt::Display + '_ {
@@ -284,6 +285,15 @@ impl SettingsReport {
         let problems: Vec<_> = self.problems.iter().map(JsonProblem::from).collect();
         serde_json::json!({ "ok": false, "problems": problems, "left_out": self.left_out })
     }
+}
+
+/// Returns how reports are drawn. Lines break at spaces only: a path or a URL that continues on the
+/// next line cannot be copied.
+fn report_options() -> MietteHandlerOpts {
+    MietteHandlerOpts::new()
+        .terminal_links(false)
+        .word_separator(WordSeparator::AsciiSpace)
+        .word_splitter(WordSplitter::NoHyphenation)
 }
 
 #[derive(Serialize)]

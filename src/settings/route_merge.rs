@@ -66,9 +66,19 @@ pub(super) fn check_merge(
                 true => "source",
                 false => "group",
             };
+            // In the texts of these errors, "the route" would be the copies.
+            let found = match error {
+                TranslationError::Collapses { from, to } => {
+                    format!("{from}, which has more addresses than {to}")
+                }
+                TranslationError::Length { from, to } => {
+                    format!("{from}, which has fewer addresses than {to}")
+                }
+                error => format!("copies that cannot leave as the packets of `from`: {error}"),
+            };
             checker.refuse(
                 &path.key(key),
-                format!("copies that cannot leave as the packets of `from`: {error}"),
+                found,
                 "as many addresses as the route has",
                 "Copies leave with the source and the group of the route. Prefixes map one to one.",
             );

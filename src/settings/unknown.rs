@@ -213,9 +213,14 @@ pub(super) fn variable_of(path: &KeyPath) -> String {
 }
 
 /// Returns the assignment of a TOML value to the variable of a key, such as
-/// `MCASTOR__ROUTE__0__FROM=eth0`. A variable needs neither quotes nor the brackets of a list.
+/// `MCASTOR__ROUTE__0__FROM=eth0`. A variable needs neither quotes nor the brackets of a list. The
+/// entries have no spaces between them, so that a shell reads them as one word.
 pub(super) fn variable_assignment(path: &KeyPath, toml: &str) -> String {
     let plain: String = toml.chars().filter(|c| !"[]\"".contains(*c)).collect();
+    let plain = match toml.starts_with('[') {
+        true => plain.replace(", ", ","),
+        false => plain,
+    };
     format!("{}={plain}", variable_of(path))
 }
 

@@ -1,7 +1,7 @@
 //! Alerts about monitored streams, in the format of Prometheus Alertmanager
 //! (`POST /api/v2/alerts`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
@@ -70,6 +70,10 @@ impl Alerts {
         tracker: &EventTracker,
         now: SystemTime,
     ) -> Vec<String> {
+        // After a step back of the clock, an alert would begin after its end.
+        for firing in self.firing.values_mut() {
+            firing.began = firing.began.min(now);
+        }
         let mut alerts = Vec::new();
         for event in events {
             let is_lasting = matches!(event.kind, EventKind::Silent | EventKind::Loss);
@@ -91,13 +95,17 @@ impl Alerts {
             }
         }
         alerts.extend(ended.values().filter_map(|f| alert(&f.event, f.began, now)));
-        let is_due = |sent: SystemTime| now.duration_since(sent).is_ok_and(|past| past >= AGAIN);
+        let is_due = |sent: SystemTime| match now.duration_since(sent) {
+            Ok(past) => past >= AGAIN,
+            Err(_) => true,
+        };
         if self.sent.is_none_or(is_due) {
             self.sent = Some(now);
-            // Those of this moment are sent already.
-            let earlier = self.firing.values().filter(|firing| firing.began != now);
+            // Those of this call are sent already.
+            let new: BTreeSet<_> = events.iter().map(|e| (e.kind, e.stream.clone())).collect();
+            let earlier = self.firing.iter().filter(|(key, _)| !new.contains(key));
             let lasting = |f: &Firing| alert(&f.event, f.began, now + LASTS);
-            alerts.extend(earlier.filter_map(lasting));
+            alerts.extend(earlier.filter_map(|(_, firing)| lasting(firing)));
         }
         let body = |alerts: &[Value]| Value::from(alerts.to_vec()).to_string();
         alerts.chunks(MAX_ALERTS).map(body).collect()
@@ -173,6 +181,11 @@ mod tests {
         let again = read(alerts.requests(&[], &tracker, at(30)));
         assert_eq!(again[0][0]["startsAt"], "2023-11-14T22:13:20.000Z");
         assert_eq!(again[0][0]["endsAt"], "2023-11-14T22:15:50.000Z");
+        // The clock was set back by an hour.
+        let earlier = start - Duration::from_secs(3600);
+        let again = read(alerts.clone().requests(&[], &tracker, earlier));
+        assert_eq!(again[0][0]["startsAt"], "2023-11-14T21:13:20.000Z");
+        assert_eq!(again[0][0]["endsAt"], "2023-11-14T21:15:20.000Z");
         tracker.look(&[], thresholds);
         let ended = read(alerts.requests(&[], &tracker, at(40)));
         assert_eq!(ended[0][0]["endsAt"], "2023-11-14T22:14:00.000Z");

@@ -321,8 +321,10 @@ impl CopySender {
         self.names.clear();
         self.names
             .extend(to.iter().map(|to| raw_address(to.remote)));
-        self.controls.clear();
-        self.controls.resize(to.len(), ControlBuffer([0; 128]));
+        // A message has the part that is written for it, so what is left there needs no removal.
+        if self.controls.len() < to.len() {
+            self.controls.resize(to.len(), ControlBuffer([0; 128]));
+        }
         self.messages.clear();
         for (n, to) in to.iter().enumerate() {
             // SAFETY: this C struct consists of integers and pointers, for which zeros are valid.

@@ -4,7 +4,7 @@
 
 pub mod activation;
 pub mod boot_clock;
-mod bpf_burst;
+pub mod bpf_burst;
 pub mod buffer;
 pub mod burst_limit;
 pub mod capabilities;

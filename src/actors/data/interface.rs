@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 
 use actix::fut::ActorFuture;
 use actix::prelude::*;
-use ahash::{AHashMap, AHashSet};
+use ahash::AHashSet;
 use tracing::warn;
 
 use super::batches::{Batches, Capture, CaptureReading, Captured, realtime_ns};
 use super::foreign_sources::ForeignSources;
 use super::monitored_streams;
 use super::stream_rates::StreamRates;
+use super::worker_forwarders::WorkerForwarders;
 use crate::actors::messages::{
-    CaptureOpened, HostMessages, HostMessagesLost, MAX_WAITING_BATCHES, MembershipMessages,
-    MessagesLost, Transmit,
+    CaptureOpened, HostMessages, HostMessagesLost, MembershipMessages, MessagesLost,
 };
 use crate::actors::shared::{RouterContext, Snapshot};
 use crate::actors::supervision::{DeathGuard, Stop, WorkerId, panics_on_demand};
@@ -33,13 +33,12 @@ use crate::metrics::InterfaceCounters;
 use crate::model::{FlowEnd, IfName, InterfaceId, MacAddress, PlaneName, TakeoverRole};
 use crate::pipeline::hand_over::Rest;
 use crate::pipeline::packet_trace::TraceRecorder;
-use crate::pipeline::{Batch, Messages, PacketSource, Slot, Switch, Switched};
+use crate::pipeline::{Batch, Messages, PacketSource, Switch, Switched};
 use crate::streams::StreamMonitor;
 use crate::sys::ingress_claims::IngressClaim;
 use crate::sys::off_thread::{self, DroppedOffThread};
 use crate::table::flows::{EndedFlows, Flows};
 use crate::table::{Fib, Ingress};
-use crate::wire::ip_summary::IpSummary;
 
 /// Interval at which kernel drops are read and idle flows end.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
@@ -65,7 +64,6 @@ type Opened = (Box<dyn PacketSource>, Option<Arc<IngressClaim>>);
 pub struct Interface {
     context: Arc<RouterContext>,
     death_guard: DeathGuard,
-    worker: WorkerId,
     index: InterfaceId,
     name: IfName,
     plane: Option<PlaneName>,
@@ -78,10 +76,8 @@ pub struct Interface {
     /// Of an ingress interface.
     claim: Option<Arc<IngressClaim>>,
     switch: Switch,
-    /// By egress: one reference here, and one for each batch that waits for it.
-    waiting: AHashMap<InterfaceId, Arc<()>>,
-    /// Counters of egresses that packets were dropped for, in the snapshot of `generation`.
-    egress_counters: AHashMap<InterfaceId, InterfaceCounters>,
+    forwarders: WorkerForwarders,
+    /// That of the forwarding table by which packets were switched last.
     generation: u64,
     /// Number of batches received.
     batches: u64,
@@ -127,7 +123,6 @@ impl Interface {
         Self {
             context,
             death_guard,
-            worker,
             index,
             name: name.clone(),
             plane,
@@ -137,8 +132,7 @@ impl Interface {
             capture: None,
             claim: None,
             switch,
-            waiting: AHashMap::new(),
-            egress_counters: AHashMap::new(),
+            forwarders: WorkerForwarders::new(worker),
             generation: 0,
             batches: 0,
             warned_of_drops: false,
@@ -238,11 +232,6 @@ impl Interface {
         }));
     }
 
-    /// Returns whether the forwarders have sent all packets of this actor.
-    fn is_all_sent(&self) -> bool {
-        self.waiting.values().all(|w| Arc::strong_count(w) == 1)
-    }
-
     /// Returns whether the plane must not forward by itself.
     fn holds_flows(&self) -> bool {
         let is_traced = self.context.live_trace.active(self.context.now_ms());
@@ -328,7 +317,7 @@ impl Interface {
             return;
         }
         // More packets would only fill the mailboxes of the forwarders.
-        let is_all_sent = self.is_all_sent();
+        let is_all_sent = self.forwarders.is_all_sent();
         match is_all_sent.then(|| hand_over.read_rest()) {
             Some(Ok(Rest::Packets(batch))) => {
                 drop(capture);
@@ -451,12 +440,12 @@ impl Interface {
     }
 
     /// Counts switched packets, and passes them to the forwarders.
-    fn transmit(&mut self, snapshot: &Snapshot, ingress: &Ingress, switched: Switched) {
+    fn transmit(&mut self, snapshot: &Snapshot, ingress: &Ingress, mut switched: Switched) {
         let fib = &snapshot.fib;
         if self.switch.flows.take_looked_up() {
             self.context.flow_changes.notify_one();
         }
-        self.pass_messages(switched.messages, ingress);
+        self.pass_messages(std::mem::take(&mut switched.messages), ingress);
         let counts = &switched.counts;
         self.counters.received_packets.inc_by(counts.packets);
         self.counters.received_bytes.inc_by(counts.bytes);
@@ -480,69 +469,13 @@ impl Interface {
             self.warn_of_other_forwarder(egress.index, &egress.name, station);
         }
         if self.generation != fib.generation {
-            // An egress may have another name now.
-            self.egress_counters.clear();
+            self.generation = fib.generation;
+            self.forwarders.update(snapshot);
             self.update_merges(fib, ingress);
         }
-        let mut count_refused = |egress: u32, reason: DropReason, packets: u64| {
-            let egress = &fib.egresses[egress as usize];
-            let counters = self.egress_counters.entry(egress.index);
-            let new = || self.context.catalog.interface(egress.name.as_str());
-            let counters = counters.or_insert_with(new);
-            counters.dropped(reason).inc_by(packets);
-        };
-        for (egress, reason, packets) in &counts.refused {
-            count_refused(*egress, *reason, *packets);
-        }
-        let forwarders = snapshot.forwarders.get(self.worker);
-        if self.generation != fib.generation {
-            self.generation = fib.generation;
-            let exists = |index: &InterfaceId| forwarders.is_some_and(|f| f.contains_key(index));
-            self.waiting.retain(|index, _| exists(index));
-        }
         let Switch { drops, monitor, .. } = &mut self.switch;
-        let shared = &switched.shared;
-        let mut count_dropped = |egress: u32, reason: DropReason, slots: &[Slot]| {
-            let index = fib.egresses[egress as usize].index;
-            let now_ms = self.context.now_ms();
-            for slot in slots {
-                let packet = IpSummary::read(shared.packet(slot));
-                let counted = (slot.packets(), slot.bytes());
-                drops.count(reason, Some(index), packet, counted, now_ms);
-                if let Some(stream) = slot.stream {
-                    monitor.count_dropped(stream, Some(index), reason, counted.0, now_ms);
-                }
-            }
-            count_refused(egress, reason, slots.iter().map(Slot::packets).sum());
-        };
-        for (egress, slots) in switched.egresses {
-            let index = fib.egresses[egress as usize].index;
-            let Some(forwarder) = forwarders.and_then(|f| f.get(&index)) else {
-                count_dropped(egress, DropReason::EgressDown, &slots);
-                continue;
-            };
-            let waiting = self.waiting.entry(index).or_default();
-            if Arc::strong_count(waiting) > MAX_WAITING_BATCHES {
-                count_dropped(egress, DropReason::QueueFull, &slots);
-                continue;
-            }
-            let sent = forwarder.try_send(Transmit {
-                fib: fib.clone(),
-                egress,
-                batch: switched.shared.clone(),
-                slots,
-                waiting: waiting.clone(),
-            });
-            match sent {
-                Ok(()) => {}
-                Err(SendError::Full(lost)) => {
-                    count_dropped(egress, DropReason::QueueFull, &lost.slots);
-                }
-                Err(SendError::Closed(lost)) => {
-                    count_dropped(egress, DropReason::EgressDown, &lost.slots);
-                }
-            }
-        }
+        let forwarders = &mut self.forwarders;
+        forwarders.transmit(&self.context, snapshot, switched, (drops, monitor));
     }
 
     /// Notes of which merges a path arrives here.

@@ -7,3 +7,4 @@ pub mod forwarder;
 pub mod interface;
 mod monitored_streams;
 mod stream_rates;
+mod worker_forwarders;

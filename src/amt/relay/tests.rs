@@ -30,18 +30,32 @@ fn lists() -> ProxyRule {
 }
 
 fn report(kind: RecordType, g: &str, source: Option<&str>) -> Vec<u8> {
-    let records = vec![GroupRecord {
+    let record = GroupRecord {
         kind,
         group: group(g),
         sources: source.iter().map(|s| s.parse().unwrap()).collect(),
-    }];
-    let own: IpAddr = match group(g).addr() {
+    };
+    reports(vec![record]).remove(0)
+}
+
+/// Returns the packets of a report with records of one IP version.
+fn reports(records: Vec<GroupRecord>) -> Vec<Vec<u8>> {
+    let own: IpAddr = match records[0].group.addr() {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => "fe80::2".parse().unwrap(),
     };
-    build(&MembershipMessage::Records(records), own, 1400)
-        .unwrap()
-        .remove(0)
+    build(&MembershipMessage::Records(records), own, 1400).unwrap()
+}
+
+/// Returns a record that adds `sources` sources of the n-th group.
+fn joining(n: u32, sources: u8) -> GroupRecord {
+    let group = Ipv4Addr::from_bits(Ipv4Addr::new(232, 7, 0, 0).to_bits() + n);
+    let source = |n| Source::new([203, 0, 113, n].into()).unwrap();
+    GroupRecord {
+        kind: RecordType::AllowNewSources,
+        group: Group::new(group.into()).unwrap(),
+        sources: (1..=sources).map(source).collect(),
+    }
 }
 
 /// A relay and the virtual time.
@@ -471,6 +485,10 @@ fn ten_thousand_gateways_of_one_stream_are_one_change() {
     for n in 0..10_000u32 {
         let from = format!("{}:9", Ipv4Addr::from_bits(0x0a00_0000 + n));
         lab.join(&from, "232.1.2.3", "203.0.113.1").unwrap();
+        // 4,000 a second.
+        if n % 4 == 0 {
+            lab.advance(Duration::from_millis(1));
+        }
     }
     let changes = lab.relay.take_changes();
     assert_eq!(changes.len(), 1);
@@ -483,4 +501,90 @@ fn ten_thousand_gateways_of_one_stream_are_one_change() {
     );
     let bytes = size_of::<Downstream>() + size_of::<GatewayTunnel>();
     assert!(bytes < 2048, "{bytes}");
+}
+
+/// A gateway with a valid MAC sends updates with 80 records, 10,000 a second.
+#[test]
+fn updates_of_a_gateway_are_limited_by_their_work() {
+    const SECONDS: u32 = 3;
+    let mut lab = Lab::new(RelayConfig::default());
+    let member = "198.51.100.9:40000";
+    for _ in 0..2 {
+        lab.join(member, "232.1.2.3", "203.0.113.1").unwrap();
+    }
+    let (mac, _) = lab.request(GATEWAY, 7);
+    let update = reports((0..80).map(|n| joining(n, 1)).collect()).remove(0);
+    let (mut accepted, mut refused) = (0, 0);
+    for ms in 0..SECONDS * 1000 {
+        for _ in 0..10 {
+            match lab.update(GATEWAY, (7, mac), &update) {
+                Ok(_) => accepted += 1,
+                Err(reason) => {
+                    assert_eq!(reason, AmtRefusal::UpdateRate);
+                    refused += 1;
+                }
+            }
+        }
+        // Others are not affected, whether the relay knows them or not.
+        if ms % 100 == 0 {
+            lab.join(member, "232.1.2.3", "203.0.113.1").unwrap();
+            let new = format!("192.0.{}.7:9", ms / 100);
+            lab.join(&new, "232.1.2.3", "203.0.113.1").unwrap();
+        }
+        lab.advance(Duration::from_millis(1));
+    }
+    // Each costs 80 * (16 + 1) / 256 = 5.3 reports, or 5.6 if the sources are known. Half of 10,000
+    // a second, and what may be used at once.
+    assert!((800..=4000).contains(&accepted), "{accepted}");
+    assert_eq!(accepted + refused, SECONDS * 10_000);
+    // What was refused ends no membership.
+    let gateway = lab.relay.gateways(lab.now).find(|g| g.groups == 80);
+    assert_eq!(gateway.map(|g| g.gateway), Some(address(GATEWAY)));
+}
+
+#[test]
+fn gateway_joins_as_many_groups_as_its_limit_at_once() {
+    let mut lab = Lab::new(RelayConfig::default());
+    let other = "198.51.100.8:40000";
+    let single: Vec<Vec<u8>> = (0..256)
+        .map(|n| reports(vec![joining(n, 16)]).remove(0))
+        .collect();
+    let together = reports((0..256).map(|n| joining(n, 16)).collect());
+    for (from, packets) in [(GATEWAY, single), (other, together)] {
+        let (mac, _) = lab.request(from, 7);
+        for packet in &packets {
+            assert_eq!(lab.update(from, (7, mac), packet), Ok("update"));
+        }
+        let status = lab
+            .relay
+            .gateways(lab.now)
+            .find(|g| g.gateway == address(from));
+        assert_eq!(status.map(|g| g.groups), Some(256));
+        let further = reports(vec![joining(256, 1)]).remove(0);
+        let refused = lab.update(from, (7, mac), &further);
+        assert_eq!(refused, Err(AmtRefusal::GroupLimit));
+    }
+}
+
+#[test]
+fn packets_leave_from_the_address_of_the_last_update() {
+    let mut lab = Lab::new(RelayConfig::default());
+    lab.join(GATEWAY, "232.1.2.3", "203.0.113.1").unwrap();
+    lab.changes();
+    let (mac, _) = lab.request(GATEWAY, 8);
+    let packet = report(RecordType::ModeIsInclude, "232.1.2.3", Some("203.0.113.1"));
+    let update = AmtMessage::MembershipUpdate {
+        mac,
+        nonce: 8,
+        packet: &packet,
+    };
+    let other: IpAddr = "192.0.2.2".parse().unwrap();
+    let update = update.to_bytes();
+    let from = address(GATEWAY);
+    lab.relay
+        .handle_message(lab.now, from, other, &update)
+        .unwrap();
+    let changes = lab.relay.take_changes();
+    let receivers = changes[0].receivers.of("203.0.113.1".parse().unwrap());
+    assert_eq!(receivers.map(|r| r.local).collect::<Vec<_>>(), [other]);
 }

@@ -79,7 +79,7 @@ fn answer_leaves_with_its_allowed_records() {
     let bytes = response().to_vec().unwrap();
     let message = MdnsMessage::parse(&bytes).unwrap();
     let mut hosts = ServiceHosts::default();
-    hosts.learn(Instant::now(), id(), &message);
+    hosts.learn(Instant::now(), id(), message.records());
     let filtered = message.filter(
         &Only(&["_http._tcp"]),
         None,
@@ -173,9 +173,9 @@ fn question_about_the_own_link_does_not_cross() {
         filtered.message.map_or(0, |m| m.0.queries.len())
     };
     assert_eq!(count(&hosts), 2);
-    hosts.learn(Instant::now(), id(), &MdnsMessage(response()));
+    hosts.learn(Instant::now(), id(), MdnsMessage(response()).records());
     assert_eq!(count(&hosts), 0);
-    hosts.learn(Instant::now(), other(), &MdnsMessage(response()));
+    hosts.learn(Instant::now(), other(), MdnsMessage(response()).records());
     assert_eq!(count(&hosts), 2);
 }
 
@@ -195,42 +195,20 @@ fn question_crosses_when_the_records_of_the_own_link_have_expired() {
         filtered.message.map_or(0, |m| m.0.queries.len())
     };
     let mut hosts = ServiceHosts::default();
-    hosts.learn(now, id(), &MdnsMessage(response()));
+    hosts.learn(now, id(), MdnsMessage(response()).records());
     hosts.expire(seconds(119));
     assert_eq!(count(&hosts), 0);
     hosts.expire(seconds(120));
     assert_eq!(count(&hosts), 2);
     // What the host offers still decides about its address.
     assert_eq!(hosts.services(id(), "web").len(), 1);
-    hosts.learn(seconds(121), id(), &MdnsMessage(response()));
+    hosts.learn(seconds(121), id(), MdnsMessage(response()).records());
     assert_eq!(count(&hosts), 0);
     let mut goodbye = response();
     let records = goodbye.answers.iter_mut().chain(&mut goodbye.additionals);
     records.for_each(|record| record.ttl = 0);
-    hosts.learn(seconds(122), id(), &MdnsMessage(goodbye));
+    hosts.learn(seconds(122), id(), MdnsMessage(goodbye).records());
     assert_eq!(count(&hosts), 1, "the instance");
-}
-
-/// One station can name any number of hosts and services.
-#[test]
-fn services_of_all_hosts_are_limited() {
-    let mut hosts = ServiceHosts::default();
-    for host in 0..5000 {
-        let mut message = Message::response(0, OpCode::Query);
-        let services = if host < 200 { 70 } else { 1 };
-        for n in 0..services {
-            let srv = SRV::new(0, 0, 80, name(&format!("host-{host}.local.")));
-            let instance = name(&format!("i{n}-{host}._http._tcp.local."));
-            let record = Record::from_rdata(instance, 120, RData::SRV(srv));
-            message.answers.push(record);
-        }
-        hosts.learn(Instant::now(), id(), &MdnsMessage(message));
-        let all: usize = hosts.services.iter().map(|(_, s)| s.services.len()).sum();
-        assert_eq!(all, hosts.all_services);
-        assert!(all <= MAX_ALL_SERVICES && hosts.services.len() <= MAX_KNOWN);
-    }
-    assert_eq!(hosts.services(id(), "host-4999").len(), 1);
-    assert_eq!(hosts.services.len(), MAX_KNOWN);
 }
 
 #[test]
@@ -267,7 +245,7 @@ proptest! {
         packet.truncate(len - cut % 40);
         if let Some(message) = MdnsMessage::parse(&packet) {
             let mut hosts = ServiceHosts::default();
-            hosts.learn(Instant::now(), id(), &message);
+            hosts.learn(Instant::now(), id(), message.records());
             struct All;
             impl RecordGate for All {
                 fn check_offer(&self, _: &ServiceOffer<'_>) -> Result<(), WithheldReason> { Ok(()) }

@@ -1,6 +1,10 @@
 //! The machine with three links, against messages of strangers.
 
+mod askers;
+mod mdns;
+
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use proptest::prelude::*;
 
@@ -50,9 +54,13 @@ fn relay(deny: Vec<OfferRule>, limits: DiscoveryLimits) -> DiscoveryRelay {
 }
 
 fn relay_with(policy: OfferPolicy, limits: DiscoveryLimits) -> DiscoveryRelay {
+    relay_of(rule(policy, limits))
+}
+
+fn rule(policy: OfferPolicy, limits: DiscoveryLimits) -> DiscoveryRule {
     let protocols =
         "mdns ssdp ws-discovery llmnr coap knx slp sap dds 239.1.2.3:5000 broadcast:65001";
-    let rule = DiscoveryRule {
+    DiscoveryRule {
         name: "all".into(),
         between: vec!["e*".parse().unwrap()],
         from: Vec::new(),
@@ -62,7 +70,10 @@ fn relay_with(policy: OfferPolicy, limits: DiscoveryLimits) -> DiscoveryRelay {
         answers: AnswerMode::Auto,
         addresses: AddressMode::Rewrite,
         limits,
-    };
+    }
+}
+
+fn relay_of(rule: DiscoveryRule) -> DiscoveryRelay {
     let mut relay = DiscoveryRelay::new(vec![rule]);
     relay.set_links(links(), PublishedPorts::new(), &mut AnyPort::default());
     relay
@@ -147,6 +158,15 @@ fn late_and_unasked_answers_are_dropped() {
             .handle(late, &message(2, "10.0.2.9:1900", &port, FOUND), &mut ports)
             .is_empty()
     );
+    let reasons = |relay: &mut DiscoveryRelay| -> Vec<_> {
+        let withheld = relay.take_withheld().into_iter();
+        withheld.map(|w| (w.kind, w.reason)).collect()
+    };
+    assert_eq!(
+        reasons(&mut relay),
+        [("answer", WithheldReason::NotAsked)],
+        "late"
+    );
     assert!(
         relay
             .handle(now, &message(3, "10.0.3.9:1900", &port, FOUND), &mut ports)
@@ -182,8 +202,10 @@ fn messages_of_a_link_are_examined_up_to_a_limit() {
         }
     }
     assert!((200..300).contains(&examined), "{examined}");
-    let question = message(2, "10.0.2.9:40000", "239.255.255.250:1900", SEARCH);
-    assert_eq!(relay.handle(now, &question, &mut ports).len(), 2);
+    let other = message(2, "10.0.2.9:5353", "224.0.0.251:5353", &malformed);
+    relay.handle(now, &other, &mut ports);
+    let withheld = relay.take_withheld();
+    assert_eq!(withheld[0].reason, WithheldReason::Malformed, "not limited");
 }
 
 /// What another reflector repeats under its own address is repeated a few times, and not without
@@ -213,114 +235,6 @@ fn reflected_question_ends() {
 }
 
 const MDNS: &str = "224.0.0.251:5353";
-/// The question for instances of `_http._tcp`, without its class.
-const HTTP: &[u8] = b"\x05_http\x04_tcp\x05local\x00\x00\x0c";
-
-/// A PTR record of `_http._tcp`, whose name is at offset 12 of the message.
-fn instance(name: &str) -> Vec<u8> {
-    let rdata = [&[name.len() as u8], name.as_bytes(), &[0xc0, 12]].concat();
-    let head = b"\x00\x0c\x00\x01\x00\x00\x11\x94\x00";
-    [&head[..], &[rdata.len() as u8], &rdata].concat()
-}
-
-/// A question for `_http._tcp`, with the known answers.
-fn http_question(wants_unicast: bool, known: &[&str]) -> Vec<u8> {
-    let class: &[u8] = if wants_unicast {
-        b"\x80\x01"
-    } else {
-        b"\x00\x01"
-    };
-    let mut bytes = vec![0, 0, 0, 0, 0, 1, 0, known.len() as u8, 0, 0, 0, 0];
-    bytes.extend([HTTP, class].concat());
-    for name in known {
-        bytes.extend([&[0xc0, 12][..], &instance(name)].concat());
-    }
-    bytes
-}
-
-fn http_response(name: &str) -> Vec<u8> {
-    let mut bytes = vec![0, 0, 0x84, 0, 0, 0, 0, 1, 0, 0, 0, 0];
-    bytes.extend(&HTTP[..HTTP.len() - 2]);
-    bytes.extend(instance(name));
-    bytes
-}
-
-/// Handles a message of multicast DNS. Returns the links and destinations of what is sent.
-fn sent_by(
-    relay: &mut DiscoveryRelay,
-    at: Instant,
-    (link, from): (u32, &str),
-    payload: &[u8],
-) -> Vec<(u32, String)> {
-    let from = format!("{from}:5353");
-    let received = message(link, &from, MDNS, payload);
-    let sent = relay.handle(at, &received, &mut AnyPort::default());
-    let end = |sent: &OutgoingMessage| {
-        let datagram = UdpDatagram::parse(&sent.packet, true).unwrap();
-        (sent.link.get(), datagram.destination.to_string())
-    };
-    sent.iter().map(end).collect()
-}
-
-/// Returns links 2 and 3 with the group, where messages of link 1 are multicast.
-fn on_other_links() -> Vec<(u32, String)> {
-    vec![(2, MDNS.into()), (3, MDNS.into())]
-}
-
-/// A host that starts while another one has just asked need not wait until it asks again: it has the
-/// answer that was relayed a moment ago, by unicast, unless it knows it.
-#[test]
-fn second_asker_has_the_answer_of_a_moment_ago() {
-    let (mut relay, now) = (relay(vec![], Default::default()), Instant::now());
-    let ms = |n| now + Duration::from_millis(n);
-    let (first, second) = ((1, "10.0.1.8"), (1, "10.0.1.9"));
-    let asked = sent_by(&mut relay, now, first, &http_question(false, &[]));
-    assert_eq!(asked, on_other_links());
-    let device = (2, "10.0.2.9");
-    let answered = sent_by(&mut relay, ms(50), device, &http_response("shelf"));
-    assert_eq!(answered, [(1, MDNS.into()), (3, MDNS.into())]);
-    let question = http_question(true, &[]);
-    let answer = [(1, "10.0.1.9:5353".to_string())];
-    assert_eq!(sent_by(&mut relay, ms(300), second, &question), answer);
-    let knows = http_question(true, &["shelf"]);
-    assert!(sent_by(&mut relay, ms(310), second, &knows).is_empty());
-    // RFC 6762 section 11: hosts beyond the link are not answered.
-    assert!(sent_by(&mut relay, ms(320), (1, "192.0.2.9"), &question).is_empty());
-    let elsewhere = sent_by(&mut relay, ms(330), (3, "10.0.3.9"), &question);
-    assert_eq!(elsewhere, [(3, "10.0.3.9:5353".into())]);
-    // The device is asked again after a second. Its first answer is old.
-    let later = sent_by(&mut relay, ms(3000), second, &question);
-    assert_eq!(later, on_other_links());
-}
-
-/// Twenty hosts that ask one after another all the time do not keep the question from the device.
-#[test]
-fn question_of_many_askers_crosses_each_second() {
-    let (mut relay, now) = (relay(vec![], Default::default()), Instant::now());
-    let question = http_question(false, &[]);
-    let crossed = (0..200u64).filter(|n| {
-        let asker = format!("10.0.1.{}", 10 + n % 20);
-        let at = now + Duration::from_millis(50 * n);
-        sent_by(&mut relay, at, (1, &asker), &question) == on_other_links()
-    });
-    assert_eq!(crossed.count(), 13, "in 10 s");
-}
-
-/// Devices leave a question unanswered whose asker knows all answers, so it is no reason to withhold
-/// that of a host that knows none (RFC 6762 section 7.3).
-#[test]
-fn known_answers_of_one_asker_do_not_withhold_questions_of_others() {
-    let (mut relay, now) = (relay(vec![], Default::default()), Instant::now());
-    let ms = |n| now + Duration::from_millis(n);
-    sent_by(&mut relay, now, (2, "10.0.2.9"), &http_response("shelf"));
-    let mut ask =
-        |at, from, known: &[&str]| sent_by(&mut relay, at, (1, from), &http_question(false, known));
-    assert_eq!(ask(ms(5000), "10.0.1.8", &["shelf"])[0], (2, MDNS.into()));
-    assert_eq!(ask(ms(5100), "10.0.1.9", &[])[0], (2, MDNS.into()));
-    assert!(ask(ms(5200), "10.0.1.9", &[]).is_empty());
-    assert!(ask(ms(5300), "10.0.1.8", &["shelf"]).is_empty());
-}
-
 /// A response of multicast DNS that offers a service: PTR, SRV and address.
 fn service(name: &str, kind: &str) -> Vec<u8> {
     use hickory_proto::op::{Message, OpCode};
@@ -404,7 +318,7 @@ fn each_key_of_a_rule_decides_what_is_on_the_wire() {
     let second: &[&str] = &["vault", "Renderer", "Printer"];
     let every: &[&str] = &["shelf", "vault", "Server", "Renderer", "Video", "Printer"];
     type Change = fn(&mut OfferRule);
-    let cases: [(Change, &[&str], &[u32]); 9] = [
+    let cases: [(Change, &[&str], &[u32]); 10] = [
         (|r| r.service = Some("_ssh._*".into()), &["vault"], &[1, 3]),
         (|r| r.instance = Some("VAULT".into()), &["vault"], &[1, 3]),
         (|r| r.name = Some("v?ult".into()), &["vault"], &[1, 3]),
@@ -421,6 +335,7 @@ fn each_key_of_a_rule_decides_what_is_on_the_wire() {
             &[1, 3],
         ),
         (|r| r.from = "e2".parse().ok(), every, &[1, 3]),
+        (|r| r.from = "e1".parse().ok(), &[], &[]),
         (|r| r.to = "e3".parse().ok(), every, &[3]),
     ];
     for (change, words, links) in cases {
@@ -524,6 +439,7 @@ proptest! {
                 }
             }
             prop_assert!(relay.questions().len() <= 20 && relay.offers().len() <= 30);
+            prop_assert!(relay.asked().len() <= 30);
             prop_assert_eq!(relay.questions().len(), ports.0.len());
             relay.expire(now, &mut ports);
         }

@@ -150,6 +150,7 @@ fn firewall_rules() {
             to: Vec::new(),
             protocols: vec![protocol],
             offers: Vec::new(),
+            askers: Vec::new(),
             questions: Vec::new(),
         };
         let router = f.router.get_or_insert_default();
@@ -193,6 +194,17 @@ fn host_and_process() {
         |f| f.host.max_memberships = Some(1),
         &[Cause::MaxMemberships],
     );
+    // The only group is one that mcastor joined.
+    let mut of_router = healthy();
+    of_router.host.max_memberships = Some(1);
+    let group = serde_json::json!({
+        "interface": "eth0", "role": "host", "group": "239.1.2.3", "mode": "exclude",
+        "sources": [], "expires_ms": null, "version": null, "reporters": [],
+        "last_reporter": null, "original": [], "for": [], "error": null,
+    });
+    let router = of_router.router.get_or_insert_default();
+    router.groups.push(serde_json::from_value(group).unwrap());
+    assert!(!labels(&of_router).contains(&Cause::MaxMemberships.label()));
     check(|f| f.host.backlog_drops = 3, &[Cause::BacklogDrops]);
     check(|f| f.host.forwarders = vec![7], &[]);
     check(

@@ -48,7 +48,8 @@ use crate::api::openapi::{OPENAPI_PATH, openapi_text};
 use crate::api::{self, DropQuery, ExplainQuery, FlowQuery, ShowQuery, ShowReply, StreamQuery};
 use answers::{AnswerLimits, Busy, RenderTurn};
 use error_answers::{
-    api_is_off, escaped, failed, invalid_parameters, not_encoded, not_found, unavailable,
+    api_is_off, escaped, failed, invalid_parameters, not_encoded, not_found, not_served,
+    unavailable,
 };
 use site::Site;
 
@@ -102,7 +103,7 @@ fn serve(context: Arc<RouterContext>, config: HttpConfig) -> io::Result<Server> 
             .route("/metrics", web::get().to(metrics))
             .route("/healthz", web::get().to(healthz))
             .route("/readyz", web::get().to(readyz))
-            .default_service(web::to(not_found));
+            .default_service(web::to(not_served));
         if site.api {
             app.route("/", web::get().to(page::page))
                 .route("/page/{name}", web::get().to(page::page))

@@ -35,6 +35,8 @@ pub enum TableName {
     Tunnels,
     /// What devices offer.
     Offers,
+    /// Who asks for what.
+    Askers,
     /// Open questions of discovery.
     Questions,
     /// How the answers of discovery protocols come back.
@@ -88,6 +90,7 @@ impl TableName {
             EventView::Tunnels => &[(Self::Tunnels, None)],
             EventView::Discovery => &[
                 (Self::Offers, None),
+                (Self::Askers, SIDE),
                 (Self::Questions, SIDE),
                 (Self::Protocols, SIDE),
             ],
@@ -107,6 +110,7 @@ impl TableName {
             Self::Drops => "drops",
             Self::Tunnels => "tunnels",
             Self::Offers => "offers",
+            Self::Askers => "askers",
             Self::Questions => "questions",
             Self::Protocols => "protocols",
             Self::Mnat => "mnat",
@@ -125,7 +129,7 @@ impl TableName {
             Self::Groups => ShowQuery::Groups,
             Self::Drops => ShowQuery::Drops(DropQuery::default()),
             Self::Tunnels => ShowQuery::Tunnels,
-            Self::Offers | Self::Questions | Self::Protocols => ShowQuery::Discovery,
+            Self::Offers | Self::Askers | Self::Questions | Self::Protocols => ShowQuery::Discovery,
             Self::Mnat | Self::Mappings => ShowQuery::Mnat,
         }
     }
@@ -146,6 +150,15 @@ impl TableName {
                 "to",
                 "protocol",
                 "device",
+                "what",
+                "instance",
+            ],
+            Self::Askers => &[
+                "discovery",
+                "from",
+                "to",
+                "protocol",
+                "asker",
                 "what",
                 "instance",
             ],
@@ -170,6 +183,7 @@ impl TableName {
     pub fn rows(self, list: Vec<Value>) -> Vec<LiveRow> {
         let objects = list.into_iter().flat_map(|value| match self {
             Self::Offers => nested(value, "offers"),
+            Self::Askers => nested(value, "askers"),
             Self::Questions => nested(value, "questions"),
             Self::Protocols => nested(value, "protocols"),
             Self::Mappings => nested(value, "mappings"),
@@ -397,11 +411,15 @@ mod tests {
             "name": "office",
             "offers": [{"from": "a", "to": "b", "protocol": "mdns", "device": "10.0.0.1",
                 "what": "_ipp._tcp", "instance": "Printer", "mac": null}],
+            "askers": [{"from": "b", "to": "a", "protocol": "mdns", "asker": "10.0.1.9",
+                "what": "_ipp._tcp", "instance": "", "mac": null}],
             "questions": [],
             "protocols": [{"protocol": "mdns", "answers": "relay"}],
         });
         let offers = TableName::Offers.rows(vec![discovery.clone()]);
         assert_eq!(offers[0].key, "office a b mdns 10.0.0.1 _ipp._tcp Printer");
+        let askers = TableName::Askers.rows(vec![discovery.clone()]);
+        assert_eq!(askers[0].key, "office b a mdns 10.0.1.9 _ipp._tcp ");
         assert_eq!(TableName::Questions.rows(vec![discovery.clone()]), []);
         assert_eq!(
             TableName::Protocols.rows(vec![discovery])[0].key,

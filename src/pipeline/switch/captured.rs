@@ -1,11 +1,38 @@
 //! What a captured packet is, for counters and copies, before or after the decision about it.
 
-use crate::forward::Decision;
 use crate::forward::segment::gso_layout;
+use crate::forward::{Decision, DropReason, NotData};
 use crate::pipeline::{Batch, CapturedMessage, Messages, Packet};
+use crate::table::Ingress;
 use crate::wire::ip_summary::IpSummary;
 use crate::wire::offload::{GsoLayout, Offload};
 use crate::wire::{ip, vlan};
+
+/// Returns the offset of the IP header in a captured frame that arrived on `ingress`.
+///
+/// # Errors
+/// The frame belongs to a VLAN interface, or has no IP packet of its type.
+pub(super) fn ip_offset(
+    ingress: &Ingress,
+    packet: &Packet,
+    frame: &[u8],
+) -> Result<usize, NotData> {
+    // The outermost tag decides which interface a frame belongs to. The kernel strips this tag,
+    // except from outgoing frames on a device that cannot insert tags.
+    let vlan = packet
+        .vlan
+        .or_else(|| vlan::outer_tag(packet.ethertype, frame));
+    if vlan.is_some_and(|id| ingress.vlans_with_own_interface.contains(&id)) {
+        return Err(DropReason::VlanElsewhere.into());
+    }
+    let (ethertype, tags) = vlan::skip_tags(packet.ethertype, frame)?;
+    let ip_version = frame.get(tags).map(|first| first >> 4);
+    match (ethertype, ip_version) {
+        (vlan::ETHERTYPE_IPV4, Some(4)) | (vlan::ETHERTYPE_IPV6, Some(6)) => Ok(tags),
+        (vlan::ETHERTYPE_IPV4 | vlan::ETHERTYPE_IPV6, None) => Err(DropReason::Truncated.into()),
+        _ => Err(DropReason::Malformed.into()),
+    }
+}
 
 /// Returns the bytes of a captured IP packet, and how it is segmented. `None` if it cannot be parsed.
 pub(super) fn ip_packet<'b>(

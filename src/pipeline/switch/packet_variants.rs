@@ -1,7 +1,10 @@
 //! The packets that a captured packet represents, in each variant with which it leaves.
 
+use super::output::Output;
 use crate::forward::segment::{gso_layout, prepare_for_kernel_gso, segment};
-use crate::forward::{Decision, DropReason, Variant};
+use crate::forward::{Decision, DropReason, LoopGuard, Variant};
+use crate::model::TranslationRule;
+use crate::pipeline::translate::{Translator, UntranslatedPacket, uses_side_buffer};
 use crate::pipeline::{Batch, Packet};
 use crate::wire::ip;
 use crate::wire::offload::{GsoLayout, Offload};
@@ -34,7 +37,17 @@ pub(super) struct PacketVariants {
     /// datagrams it contains.
     pub gso: Option<(GsoLayout, u64)>,
     /// The further variants that were built, and the position of their first packet in `ranges`.
-    pub built: Vec<(VariantKey, usize)>,
+    built: Vec<(VariantKey, usize)>,
+    /// For each packet of the first variant: whether the loop guard recognised it. Empty until a
+    /// variant needs it.
+    pub looped: Vec<bool>,
+    /// For each packet of the first variant: whether any variant forwards it.
+    pub forwarded: Vec<bool>,
+    /// For each packet that was to be translated: why translation failed, if it did.
+    pub translation_errors: Vec<Option<DropReason>>,
+    /// Start and length of the translated packets.
+    pub translated: Vec<(u32, u32)>,
+    translator: Translator,
 }
 
 impl PacketVariants {
@@ -74,6 +87,76 @@ impl PacketVariants {
         segment(bytes, &decision.datagram, payload, side_buffer, |range| {
             self.ranges.push((range.start as u32, range.len() as u32));
         })
+    }
+
+    /// Begins the variants of the recorded packets.
+    pub fn begin_variants(&mut self) {
+        self.built.clear();
+        self.looped.clear();
+        self.translation_errors.clear();
+        self.forwarded.clear();
+        self.forwarded.resize(self.ranges.len(), false);
+    }
+
+    /// Looks up the packets of the first variant, which are in `memory`, in the loop guard. One lookup
+    /// serves all variants: they differ only in TTL, which the loop guard ignores.
+    pub fn check_loop_guard(
+        &mut self,
+        guard: &LoopGuard,
+        egresses: u64,
+        memory: &[u8],
+        now_ms: u64,
+    ) {
+        let looped = self.ranges.iter().map(|(start, len)| {
+            let packet = &memory[*start as usize..][..*len as usize];
+            guard.recognises(egresses, packet, now_ms)
+        });
+        self.looped.extend(looped);
+    }
+
+    /// Translates the packets of the first variant. If `guarded`, skips those that the loop guard
+    /// recognised. Returns the number of translated datagrams; their ranges are in `translated`.
+    pub fn translate(
+        &mut self,
+        rule: &TranslationRule,
+        original: UntranslatedPacket<'_>,
+        guarded: bool,
+        mtu: usize,
+        batch: &mut Batch,
+        out: &mut Output,
+    ) -> u64 {
+        self.translated.clear();
+        let mut count = 0;
+        for at in 0..self.forwarded.len() {
+            let error = if guarded && self.looped[at] {
+                Some(DropReason::Loop)
+            } else {
+                let original = UntranslatedPacket {
+                    range: self.ranges[at],
+                    ..original
+                };
+                let on_packet = |range| self.translated.push(range);
+                let side_buffer = &mut out.side_buffer;
+                let done =
+                    (self.translator).run(rule, &original, mtu, batch, side_buffer, on_packet);
+                done.err()
+            };
+            self.forwarded[at] = error.is_none();
+            count += self.datagrams_each() * u64::from(error.is_none());
+            self.translation_errors.push(error);
+        }
+        if let Some((segments, _)) = self.gso {
+            let memory = match uses_side_buffer(rule, original.keep_original) {
+                true => &mut out.side_buffer[..],
+                false => batch.bytes_mut(),
+            };
+            for (start, len) in &self.translated {
+                let packet = &mut memory[*start as usize..][..*len as usize];
+                prepare_for_kernel_gso(packet, segments);
+            }
+        }
+        out.counts.translated[rule.kind() as usize] += count;
+        count
     }
 
     /// Builds the packets of a further variant in the side buffer, unless they exist already.

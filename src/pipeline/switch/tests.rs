@@ -4,11 +4,11 @@ use super::*;
 use crate::forward::segment::segment;
 use crate::model::{
     Group, InterfaceId, KernelForwarding, Link, Links, ProxyRule, RouteName, RouteRule,
-    SourceFilter, TtlPolicy, TtlThreshold,
+    SourceFilter, TranslationRule, TtlPolicy, TtlThreshold,
 };
 use crate::table::{EgressId, InterfaceOptions, MembershipDatabase, Rib};
 use crate::wire::ip::{IpHeader, refresh_ipv4_checksum};
-use crate::wire::{checksum, udp};
+use crate::wire::{checksum, udp, vlan};
 
 mod merged;
 mod monitored;

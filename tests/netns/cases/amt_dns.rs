@@ -117,16 +117,18 @@ fn many_records_are_received_over_tcp(lab: &Lab) {
     );
 }
 
-/// A service serves streams of any source too.
+/// A service serves streams of any source too. One instance is of a relay that does not answer, one
+/// has a name in a zone that is broken.
 fn relay_is_found_as_a_service(lab: &Lab) {
     let topology = AmtTopology::new(lab);
     let relay = topology.relay(lab);
     let records = format!(
         "{RELAY_HOST}_amt._udp PTR one._amt._udp\n_amt._udp PTR two._amt._udp\n\
          one._amt._udp SRV 10 0 2268 gone\none._amt._udp TXT \"\"\n\
-         two._amt._udp SRV 20 0 2268 relay\ntwo._amt._udp TXT \"\"\ngone A 10.1.0.99\n"
+         two._amt._udp SRV 20 0 2268 relay\ntwo._amt._udp TXT \"\"\ngone A 10.1.0.99\n\
+         _amt._udp PTR three._amt._udp\nthree._amt._udp SRV 5 0 2268 host.broken.\n"
     );
-    let zones = [("example", Some(records.as_str()))];
+    let zones = [("example", Some(records.as_str())), ("broken", None)];
     let _server = NameServer::bind(lab, &topology.core, SERVER, &zones);
     let gateway = gateway(lab, &topology, "\"dns-sd\"");
     let _member = join_source(&topology.rcv, "eth1", "10.0.0.10", "232.1.1.1");

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use mcastor::wire::amt::{AmtMessage, FlagLayout, ResponseMac};
 use mcastor::wire::membership::build;
-use mcastor::wire::membership_message::{Generation, MembershipMessage, Query};
+use mcastor::wire::membership_message::{Generation, MembershipMessage, Query, RecordType};
 
-use super::amt::{AmtTopology, gateway_settings, joined_groups};
+use super::amt::{AmtTopology, RELAY, gateway_settings, joined_groups, tunnels};
 use super::cases;
-use crate::lab::flood::Flood;
+use crate::lab::flood::{Flood, group, record, source};
 use crate::lab::proxy::{join_source, joined};
 use crate::lab::{
     Capture, IpPacket, Lab, Ns, NumberedStream, Random, Router, Udp, eventually, wait_until,
@@ -21,6 +21,7 @@ use crate::lab::{
 cases!("amt_hostile":
     gateway_refuses_lies_of_a_relay,
     flood_of_forged_messages_is_answered_within_limits,
+    gateway_that_updates_all_the_time_does_not_stop_others,
 );
 
 const GROUP: &str = "232.1.1.1";
@@ -355,4 +356,75 @@ fn flood_of_forged_messages_is_answered_within_limits(lab: &Lab) {
         arrived() * 100 >= sent as usize * 90
     });
     assert!(is_enough, "{} of {sent} packets of the stream", arrived());
+}
+
+/// Groups that the gateway with a valid MAC joins and leaves in turn.
+const FLOOD_GROUPS: u8 = 60;
+
+/// Requests a query from `from`. Returns its nonce and MAC, with which updates are valid.
+fn valid_response(ns: &Ns, from: &str) -> (u32, ResponseMac) {
+    let socket = ns.enter(|| UdpSocket::bind(from)).expect("a socket");
+    let timeout = Some(Duration::from_millis(200));
+    socket.set_read_timeout(timeout).expect("a timeout");
+    let request = AmtMessage::Request {
+        nonce: 7,
+        is_mld: false,
+        flags: FlagLayout::Standard,
+    };
+    let mut response = None;
+    let mut buffer = [0; 512];
+    eventually("a query", true, || {
+        let _ = socket.send_to(&request.to_bytes(), RELAY_ADDRESS);
+        let len = socket.recv(&mut buffer).unwrap_or_default();
+        if let Ok(AmtMessage::MembershipQuery { mac, nonce, .. }) =
+            AmtMessage::parse(&buffer[..len])
+        {
+            response = Some((nonce, mac));
+        }
+        response.is_some()
+    });
+    response.expect("a query")
+}
+
+/// Each of its updates costs the work of four, 500 times a second. The limit is low, so that a test
+/// beside others needs no more.
+fn gateway_that_updates_all_the_time_does_not_stop_others(lab: &Lab) {
+    const FROM: &str = "10.1.0.2:4000";
+    let topology = AmtTopology::new(lab);
+    let AmtTopology { core, rel, rcv, .. } = &topology;
+    let settings = format!("{RELAY}limits = {{ reports_per_second = 200 }}\n");
+    let relay = Router::start(lab, rel, &settings);
+    let _gateway = topology.gateway(lab, "\"10.1.0.1\"");
+    let (nonce, mac) = valid_response(core, FROM);
+    let frame = |kind| {
+        let joined = |n| record(kind, group([232, 9, 9, n]), vec![source([10, 0, 0, 10])]);
+        let report = MembershipMessage::Records((0..FLOOD_GROUPS).map(joined).collect());
+        let packets = build(&report, [0, 0, 0, 0].into(), 1400).expect("a report");
+        let packet = &packets[0];
+        let update = AmtMessage::MembershipUpdate { mac, nonce, packet };
+        let mut frame = Udp::new(FROM, RELAY_ADDRESS, update.to_bytes()).frame();
+        frame[..6].copy_from_slice(&rel.mac("wan0"));
+        frame
+    };
+    let kinds = [RecordType::AllowNewSources, RecordType::BlockOldSources];
+    let flood = Flood::start(core, "c0", kinds.map(frame).into(), 500);
+    let refused = || relay.metric("mcastor_amt_refused_total", &[("reason", "update_rate")]);
+    eventually("updates beyond the limit", true, || refused() > 100.0);
+    // Another gateway joins and receives a stream meanwhile.
+    let _member = join_source(rcv, "eth1", "10.0.0.10", GROUP);
+    eventually("the tunnel of the other gateway", true, || {
+        let mut tunnels = tunnels(&relay, "tunnels").into_iter();
+        tunnels.any(|t| {
+            t["remote"]
+                .as_str()
+                .is_some_and(|r| r.starts_with("10.2.0.1:"))
+        })
+    });
+    let stream = Capture::new(rcv, "eth1");
+    let sender = NumberedStream::start(&topology.src, "eth0", "10.0.0.10:9", "232.1.1.1:5000", 200);
+    eventually("the stream", true, || stream.to(GROUP).len() > 20);
+    let before = refused();
+    eventually("the flood goes on", true, || refused() > before);
+    sender.finish();
+    drop(flood);
 }

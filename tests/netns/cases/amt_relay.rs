@@ -214,7 +214,8 @@ fn many_gateways_take_little_memory(lab: &Lab) {
         &topology.rel,
         "[[amt.relay]]\nname = \"tunnels\"\n\
          limits = { gateways = 100000, answers = 1000000, answers_per_prefix = 1000000 }\n\
-         [[proxy]]\nname = \"r\"\nupstream = [\"in\"]\ndownstream = [\"tunnels\"]\n",
+         [[proxy]]\nname = \"r\"\nupstream = [\"in\"]\ndownstream = [\"tunnels\"]\n\
+         limits = { reports_per_second = 1000000 }\n",
     );
     let before = relay.program.rss();
     join_with_many(&topology.gw, count);

@@ -337,6 +337,28 @@ fn mdns_service_is_found_and_read_from_container(lab: &Lab) {
     for part in ["shelf (_http._tcp)", "10.0.0.10", "mdns: answers relay"] {
         assert!(shown.contains(part), "{shown}");
     }
+    let asker = serde_json::json!({"from": "br0", "to": "eth0", "protocol": "mdns",
+        "asker": "172.20.0.2", "what": "_http._tcp", "instance": "", "withheld": null});
+    assert_eq!(asker_of(&router, "_http._tcp"), asker);
+    assert!(shown.contains("172.20.0.2"), "{shown}");
+}
+
+/// Returns who asks for a service type, as `show discovery` knows it, without numbers.
+#[track_caller]
+fn asker_of(router: &Router, service: &str) -> serde_json::Value {
+    let discovery = router.control().show("discovery");
+    let mut askers = discovery.iter().flat_map(|rule| {
+        let askers = rule["askers"].as_array().expect("askers");
+        askers.iter().cloned()
+    });
+    let is_asker = |asker: &serde_json::Value| asker["what"] == service && asker["instance"] == "";
+    let asker = askers.find(is_asker);
+    let mut asker = asker.unwrap_or_else(|| panic!("no asker of {service}: {discovery:?}"));
+    let values = asker.as_object_mut().expect("an asker");
+    for key in ["idle_ms", "messages", "mac", "explanation"] {
+        assert!(values.remove(key).is_some(), "{key}");
+    }
+    asker
 }
 
 /// A denied service is found on neither side of the wire: no record about it reaches the containers,
@@ -364,6 +386,11 @@ fn denied_service_is_not_on_the_wire(lab: &Lab) {
     assert!(wait_until(TIMEOUT, || withheld("question") > 0.0
         && withheld("announcement") > 0.0));
     assert!(!browser.stdout().contains("vault"));
+    let asker = asker_of(&router, "_ssh._tcp");
+    assert_eq!(
+        (&asker["asker"], &asker["withheld"]),
+        (&"172.20.0.2".into(), &"denied".into())
+    );
     let secret = |text: &&String| text.contains("_ssh") || text.contains("vault");
     let (inside, lan) = (mdns_arrived(&inside), mdns_arrived(&lan));
     assert!(

@@ -1,6 +1,7 @@
 //! The recipes of docs/discovery.md, with the very settings of the document: what is found is
 //! connected to.
 
+use std::net::UdpSocket;
 use std::time::Duration;
 
 use super::cases;
@@ -9,7 +10,7 @@ use crate::lab::discovery_site::{
     Device, answers, asker, browse, discovery, read_from, serve, site, start, start_on,
 };
 use crate::lab::harness::pypi_program;
-use crate::lab::recipe_site::{Bridge, RecipeSite, python, recipe};
+use crate::lab::recipe_site::{Bridge, RecipeSite, add_addresses, connect_port, python, recipe};
 use crate::lab::tun::TunPair;
 use crate::lab::{
     Capture, Lab, LinkEnd, Ns, Program, TIMEOUT, avahi, connect, eventually, wait_until,
@@ -30,6 +31,7 @@ cases!("discovery_recipes":
     matter_device_is_found_and_read_over_ipv6,
     #[Program("avahi-daemon", "avahi-daemon")] #[Python("zeroconf", "python3-zeroconf")]
     services_of_a_second_site_are_found_and_read,
+    #[Iptables] tuner_is_found_and_read,
     #[Iptables] #[Program("ddsperf", "cyclonedds-tools")] dds_works_over_a_routed_bridge,
     #[Iptables] #[Program("ddsperf", "cyclonedds-tools")] dds_fails_behind_a_masquerading_bridge,
 );
@@ -53,19 +55,9 @@ impl Networks {
     fn new(lab: &Lab, near: &str, far: &str) -> Self {
         let [device, rtr, asker] = ["device", "rtr", "asker"].map(|role| lab.ns(role));
         for (n, host, port) in [(1, &device, near), (2, &asker, far)] {
-            connect(
-                LinkEnd::new(&rtr, format!("link{n}"), &[]),
-                LinkEnd::new(host, "uplink", &[]),
-            );
-            name_link(&rtr, &format!("link{n}"), port, port);
-            name_link(host, "uplink", "eth0", port);
-            rtr.ip_batch(&format!(
-                "address add 10.{n}.0.1/24 dev {port}\nlink set {port} up\n"
-            ));
-            host.ip_batch(&format!(
-                "address add 10.{n}.0.10/24 dev eth0\nlink set eth0 up\n\
-                 route add default via 10.{n}.0.1\n"
-            ));
+            connect_port(&rtr, port, &[&format!("10.{n}.0.1/24")], host);
+            add_addresses(host, "eth0", &[&format!("10.{n}.0.10/24")]);
+            host.ip(&format!("route add default via 10.{n}.0.1"));
         }
         rtr.sysctl("net/ipv4/ip_forward", "1");
         let rules = format!(
@@ -76,20 +68,6 @@ impl Networks {
         let firewall = rtr.output("sh", &["-c", &rules]);
         assert!(firewall.status.success(), "{firewall:?}");
         Self { device, rtr, asker }
-    }
-}
-
-/// Gives a link its name, or makes the VLAN of that name on it.
-fn name_link(ns: &Ns, link: &str, name: &str, kind: &str) {
-    let vlan = kind.strip_prefix("vlan").map(|id| {
-        ns.try_ip(&format!(
-            "link add link {link} name {name} type vlan id {id}"
-        ))
-    });
-    if vlan.is_none_or(|made| made.is_err()) {
-        ns.ip_batch(&format!(
-            "link set {link} down\nlink set {link} name {name}\n"
-        ));
     }
 }
 
@@ -118,8 +96,27 @@ fn resolve(avahi: &AvahiWithBus, kind: &str) -> String {
 
 const SEARCH: &str = "M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: \"ssdp:discover\"\r\n\
     MX: 1\r\nST: urn:dial-multiscreen-org:service:dial:1\r\n\r\n";
-const DIAL: &str = "HTTP/1.1 200 OK\r\nST: urn:dial-multiscreen-org:service:dial:1\r\nUSN: uuid:1\r\n\
-    LOCATION: http://10.1.0.10:8008/ssdp/device-desc.xml\r\n\r\n";
+
+/// Searches for a player of DIAL by SSDP, which answers from this address of the device.
+fn find_dial_player(device: &Ns, address: &str, searcher: &Ns) {
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nST: urn:dial-multiscreen-org:service:dial:1\r\nUSN: uuid:1\r\n\
+         LOCATION: http://{address}:8008/ssdp/device-desc.xml\r\n\r\n"
+    );
+    let device = Device::join(device, "239.255.255.250:1900");
+    let socket = asker(searcher, "0.0.0.0:0");
+    socket
+        .send_to(SEARCH.as_bytes(), "239.255.255.250:1900")
+        .expect("a question");
+    let mut received = Vec::new();
+    eventually("the answer to the search", true, || {
+        device.answer(answer.as_bytes());
+        received.extend(answers(&socket));
+        !received.is_empty()
+    });
+    let expected = (answer.into_bytes(), format!("{address}:1900").parse());
+    assert_eq!((received[0].0.clone(), Ok(received[0].1)), expected);
+}
 
 /// A player of Chromecast, AirPlay and DIAL in a VLAN of its own: avahi-browse on the other side
 /// finds it, and connects. Its SSH server is not on the wire there.
@@ -140,19 +137,7 @@ fn players_in_a_vlan_are_found_and_connected_to(lab: &Lab) {
     for (kind, text) in [("_googlecast._tcp", "cast"), ("_airplay._tcp", "play")] {
         assert_eq!(read_from(&networks.asker, &resolve(&avahi, kind)), text);
     }
-    let device = Device::join(&networks.device, "239.255.255.250:1900");
-    let socket = asker(&networks.asker, "0.0.0.0:0");
-    socket
-        .send_to(SEARCH.as_bytes(), "239.255.255.250:1900")
-        .expect("a question");
-    let mut received = Vec::new();
-    eventually("the answer to the search", true, || {
-        device.answer(DIAL.as_bytes());
-        received.extend(answers(&socket));
-        !received.is_empty()
-    });
-    let expected = (DIAL.as_bytes().to_vec(), "10.1.0.10:1900".parse());
-    assert_eq!((received[0].0.clone(), Ok(received[0].1)), expected);
+    find_dial_player(&networks.device, "10.1.0.10", &networks.asker);
     let _ = avahi.browse("_ssh._tcp");
     let frames = seen.frames();
     let incoming = frames.iter().filter(|frame| !frame.outgoing);
@@ -166,20 +151,24 @@ const PRINT_JOB: &str = "{\nOPERATION Print-Job\nGROUP operation-attributes-tag\
     ATTR uri printer-uri $uri\nATTR name requesting-user-name guest\nATTR name job-name page\n\
     ATTR mimeMediaType document-format text/plain\nFILE $filename\nSTATUS successful-ok\n}\n";
 
-/// ippeveprinter on the LAN announces itself; ippfind in the guest network finds it, and ipptool
-/// prints. The document arrives, and the LAN's other services are not found.
 fn guest_finds_printer_and_prints(lab: &Lab) {
     let networks = Networks::new(lab, "lan", "guest");
     let settings = recipe("Printers for a guest network");
     let _router = start_on(lab, &networks.rtr, &settings, &["lan", "guest"]);
+    print_page(lab, (&networks.device, "10.1.0.10"), &networks.asker);
+}
+
+/// ippeveprinter at this address of the LAN announces itself; ippfind of a guest finds it, and ipptool
+/// prints. The document arrives.
+pub(super) fn print_page(lab: &Lab, (device, address): (&Ns, &str), laptop: &Ns) {
     let spool = lab.file("spool");
     std::fs::create_dir(&spool).expect("a folder");
-    let printer = AvahiWithBus::start(lab, &networks.device, "shelf");
+    let printer = AvahiWithBus::start(lab, device, "shelf");
     let mut command = printer.command("ippeveprinter");
     command.args(["-k", "-p", "8631", "-f", "text/plain"]);
     command.arg("-d").arg(&spool).arg("Floor 2");
     let program = Program::start(lab, command);
-    let guest = AvahiWithBus::start(lab, &networks.asker, "laptop");
+    let guest = AvahiWithBus::start(lab, laptop, "laptop");
     let mut found = String::new();
     let is_found = wait_until(TIMEOUT, || {
         let mut command = guest.command("ippfind");
@@ -194,16 +183,16 @@ fn guest_finds_printer_and_prints(lab: &Lab) {
         "{found}"
     );
     // ippfind prints a name, which programs resolve with nss-mdns. Here, avahi resolves it.
-    let address = resolve(&guest, "_ipp._tcp");
-    assert_eq!(address, "10.1.0.10:8631");
+    let found = resolve(&guest, "_ipp._tcp");
+    assert_eq!(found, format!("{address}:8631"));
     let (page, job) = (lab.file("page.txt"), lab.file("print.test"));
     std::fs::write(&page, "a page of text\n").expect("a document");
     std::fs::write(&job, PRINT_JOB).expect("a job");
-    let mut command = networks.asker.command("ipptool");
+    let mut command = laptop.command("ipptool");
     command
         .arg("-tf")
         .arg(&page)
-        .arg(format!("ipp://{address}/ipp/print"));
+        .arg(format!("ipp://{found}/ipp/print"));
     let printed = command.arg(&job).output().expect("ipptool");
     assert!(printed.status.success(), "{printed:?}");
     let is_spooled = || {
@@ -265,26 +254,32 @@ pub(super) fn control_devices(lab: &Lab, site: &RecipeSite) {
     expect_printed(&switch, &client, "switch 7 is on");
 }
 
-/// pychromecast and atvremote of pyatv find devices in a VLAN and use them: one changes the volume,
-/// and the other one plays a video.
 fn cast_and_airplay_devices_in_a_vlan_are_used(lab: &Lab) {
     let networks = Networks::new(lab, "vlan20", "eth0");
     let settings = recipe("Chromecast and AirPlay in a VLAN");
     let _router = start_on(lab, &networks.rtr, &settings, &["vlan20", "eth0"]);
-    let device = |script| python(lab, &networks.device, script, &["10.1.0.10"]);
-    let (cast, airplay) = (device("cast_device"), device("airplay_device"));
-    let client = python(lab, &networks.asker, "cast_client", &["10.2.0.10"]);
+    let (device, user) = (&networks.device, &networks.asker);
+    use_players(lab, (device, "10.1.0.10"), (user, "10.2.0.10"));
+}
+
+/// pychromecast and atvremote of pyatv find devices and use them: one changes the volume, and the
+/// other one plays a video. A player of DIAL is found too.
+pub(super) fn use_players(lab: &Lab, (device, address): (&Ns, &str), (user, own): (&Ns, &str)) {
+    find_dial_player(device, address, user);
+    let start = |script| python(lab, device, script, &[address]);
+    let (cast, airplay) = (start("cast_device"), start("airplay_device"));
+    let client = python(lab, user, "cast_client", &[own]);
     expect_printed(&client, &cast, "volume 0.75");
     expect_printed(&cast, &client, "volume 0.25");
     let remote = pypi_program("atvremote");
     let remote = remote.to_str().expect("a path");
-    let url = "http://10.2.0.10/video.mp4";
+    let url = format!("http://{own}/video.mp4");
     let play = format!("play_url={url}");
     let words = ["--storage", "none", "-t", "3", "-n", "Living Room", &play];
     let mut printed = String::new();
     // The scan ends after three seconds. On a busy machine that may be too early.
     let is_played = wait_until(TIMEOUT, || {
-        let mut remote = networks.asker.spawn(lab, remote, &words);
+        let mut remote = user.spawn(lab, remote, &words);
         remote.wait();
         printed = remote.stdout() + &remote.stderr();
         airplay.stdout().contains(&format!("plays {url}"))
@@ -377,55 +372,124 @@ pub(super) fn read_matter_device(lab: &Lab, site: &RecipeSite) {
     expect_printed(&browser, &device, "fd00::10 5540 a light");
 }
 
+/// A site with a router and a host, 10.N.0.10 on eth0, behind a tunnel.
+struct VpnSite {
+    router: Ns,
+    host: Ns,
+}
+
+impl VpnSite {
+    fn new(lab: &Lab, n: u8) -> Self {
+        let [router, host] = ["r", "host"].map(|role| lab.ns(&format!("{role}{n}")));
+        connect(
+            LinkEnd::new(&router, "eth0", &[&format!("10.{n}.0.1/24")]),
+            LinkEnd::new(&host, "eth0", &[&format!("10.{n}.0.10/24")]),
+        );
+        host.ip(&format!("route add default via 10.{n}.0.1"));
+        router.sysctl("net/ipv4/ip_forward", "1");
+        Self { router, host }
+    }
+}
+
+/// Gives two routers a tunnel with 10.9.0.1 and 10.9.0.2.
+fn connect_vpn(routers: [&Ns; 2]) -> TunPair {
+    let tunnel = TunPair::new(routers[0], routers[1], "vpn0");
+    for (router, address) in routers.into_iter().zip(["10.9.0.1/24", "10.9.0.2/24"]) {
+        add_addresses(router, "vpn0", &[address]);
+    }
+    tunnel
+}
+
+/// Serves a text at port 8000, which avahi offers under this name.
+fn offer_text(lab: &Lab, ns: &Ns, name: &str, text: &'static str) -> Program {
+    serve(ns, 8000, text);
+    avahi::start(
+        lab,
+        ns,
+        name,
+        &["eth0"],
+        &[(name, "_http._tcp", 8000)],
+        false,
+    )
+}
+
+/// Browses from an address until a line is printed that a service was read.
+#[track_caller]
+fn expect_read(lab: &Lab, (ns, address): (&Ns, &str), read: &str) {
+    let browser = browse(lab, ns, address, &["_http._tcp.local."]);
+    let is_read = wait_until(TIMEOUT, || browser.stdout().contains(read));
+    assert!(is_read, "{read}: {}{}", browser.stdout(), browser.stderr());
+}
+
 /// Two sites with a router each, and a tunnel between the routers: what one site offers is found and
 /// read in the other, in both directions.
 fn services_of_a_second_site_are_found_and_read(lab: &Lab) {
-    let [near, r1, r2, far] = ["near", "r1", "r2", "far"].map(|role| lab.ns(role));
-    let _tunnel = TunPair::new(&r1, &r2, "vpn0");
-    for (n, host, rtr) in [(1, &near, &r1), (2, &far, &r2)] {
-        let (own, other) = (format!("10.{n}.0"), format!("10.{}.0", 3 - n));
-        connect(
-            LinkEnd::new(rtr, "eth0", &[&format!("{own}.1/24")]),
-            LinkEnd::new(host, "eth0", &[&format!("{own}.10/24")]),
-        );
-        host.ip(&format!("route add default via {own}.1"));
-        rtr.ip_batch(&format!(
-            "address add 10.9.0.{n}/24 dev vpn0\nlink set vpn0 up\n\
-             route add {other}.0/24 via 10.9.0.{}\n",
-            3 - n
-        ));
-        rtr.sysctl("net/ipv4/ip_forward", "1");
-    }
+    let sites = [1, 2].map(|n| VpnSite::new(lab, n));
+    let [near, far] = &sites;
+    let _tunnel = connect_vpn([&near.router, &far.router]);
+    near.router.ip("route add 10.2.0.0/24 via 10.9.0.2");
+    far.router.ip("route add 10.1.0.0/24 via 10.9.0.1");
     let settings = recipe("A second site over a VPN");
-    let _routers = [&r1, &r2].map(|rtr| start_on(lab, rtr, &settings, &["eth0", "vpn0"]));
-    serve(&near, 8000, "books");
-    serve(&far, 8000, "maps");
-    let kind = "_http._tcp";
-    let _near = avahi::start(
-        lab,
-        &near,
-        "near",
-        &["eth0"],
-        &[("shelf", kind, 8000)],
-        false,
+    let _routers = [near, far].map(|site| {
+        let links = ["eth0", "vpn0"];
+        start_on(lab, &site.router, &settings, &links)
+    });
+    let _near = offer_text(lab, &near.host, "shelf", "books");
+    let _far = offer_text(lab, &far.host, "desk", "maps");
+    let read = "read shelf._http._tcp.local. 10.1.0.10 8000 books";
+    expect_read(lab, (&far.host, "10.2.0.10"), read);
+    let read = "read desk._http._tcp.local. 10.2.0.10 8000 maps";
+    expect_read(lab, (&near.host, "10.1.0.10"), read);
+}
+
+/// As [`services_of_a_second_site_are_found_and_read`]. One site is a container, whose network takes
+/// the place of `eth0`: it is found at the address of its host in the tunnel, and the published port.
+pub(super) fn read_over_vpn(lab: &Lab, site: &RecipeSite) {
+    let far = VpnSite::new(lab, 2);
+    let _tunnel = connect_vpn([&site.rtr, &far.router]);
+    site.rtr.ip("route add 10.2.0.0/24 via 10.9.0.2");
+    let settings = recipe("A second site over a VPN");
+    let near_settings = settings.replace("\"eth0\"", "\"network:home\"");
+    let _routers = (
+        site.start_with(lab, &near_settings, ["network:home", "vpn0"]),
+        start_on(lab, &far.router, &settings, &["eth0", "vpn0"]),
     );
-    let _far = avahi::start(lab, &far, "far", &["eth0"], &[("desk", kind, 8000)], false);
-    for (host, address, read) in [
-        (
-            &far,
-            "10.2.0.10",
-            "read shelf._http._tcp.local. 10.1.0.10 8000 books",
-        ),
-        (
-            &near,
-            "10.1.0.10",
-            "read desk._http._tcp.local. 10.2.0.10 8000 maps",
-        ),
-    ] {
-        let browser = browse(lab, host, address, &["_http._tcp.local."]);
-        let is_read = wait_until(TIMEOUT, || browser.stdout().contains(read));
-        assert!(is_read, "{}{}", browser.stdout(), browser.stderr());
-    }
+    let _near = offer_text(lab, &site.container, "shelf", "books");
+    let _far = offer_text(lab, &far.host, "desk", "maps");
+    let read = "read shelf._http._tcp.local. 10.9.0.1 18000 books";
+    expect_read(lab, (&far.host, "10.2.0.10"), read);
+    let read = "read desk._http._tcp.local. 10.2.0.10 8000 maps";
+    expect_read(lab, (&site.container, "172.20.0.2"), read);
+}
+
+fn tuner_is_found_and_read(lab: &Lab) {
+    find_tuner(lab, &RecipeSite::plain(lab, Bridge::Masqueraded));
+}
+
+/// A program in a container searches for tuners by a broadcast, and reads from the one that answers.
+pub(super) fn find_tuner(lab: &Lab, site: &RecipeSite) {
+    let _router = site.start(lab, "Broadcasts");
+    let tuner = site
+        .device
+        .enter(|| UdpSocket::bind("0.0.0.0:65001").expect("bind"));
+    tuner.set_nonblocking(true).expect("nonblocking");
+    let tuner = Device { socket: tuner };
+    serve(&site.device, 5004, "a channel");
+    let socket = asker(&site.container, "0.0.0.0:0");
+    socket.set_broadcast(true).expect("SO_BROADCAST");
+    socket
+        .send_to(b"question", "255.255.255.255:65001")
+        .expect("a broadcast");
+    let mut received = Vec::new();
+    eventually("the answer of the tuner", true, || {
+        tuner.answer(b"tuner");
+        received.extend(answers(&socket));
+        !received.is_empty()
+    });
+    let (answer, source) = &received[0];
+    assert_eq!(answer, b"tuner");
+    let channel = format!("{}:5004", source.ip());
+    assert_eq!(read_from(&site.container, &channel), "a channel");
 }
 
 /// Settings of Cyclone DDS: the interface, and multicast only to find participants.

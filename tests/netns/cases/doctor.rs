@@ -217,6 +217,7 @@ fn causes_on_a_host_are_found(lab: &Lab) {
         "{printed}"
     );
     assert!(printed.lines().all(|line| line.len() <= 80), "{printed}");
+    assert!(!printed.contains("?."), "{printed}");
 }
 
 fn causes_at_the_router_are_found(lab: &Lab) {

@@ -25,7 +25,6 @@ fn streams_of_the_joinfile_are_received_through_their_relays(lab: &Lab) {
     let joinfile = lab.file("joined.sgs");
     let stream = |n: u8| format!("10.0.0.10,232.1.1.{n}\n");
     let first = format!("# streams\n{}not a stream\n*,232.1.1.9\n", stream(1));
-    fs::write(&joinfile, first).unwrap();
     let mut command = topology.gw.command(BINARY);
     command
         .args(["driad-ingest", "--amt", "amt-bridge", "--interface", "out"])
@@ -45,8 +44,12 @@ fn streams_of_the_joinfile_are_received_through_their_relays(lab: &Lab) {
             joined
         });
     };
+    let waits = || ingest.stderr().contains("does not exist; waiting for it");
+    eventually("it waits for the joinfile", true, waits);
+    fs::write(&joinfile, first).unwrap();
     expect_groups(&["232.1.1.1"]);
     let log = ingest.stderr();
+    assert!(!log.contains("nothing is configured"), "{log}");
     assert!(log.contains("1 invalid lines are skipped: line 3"), "{log}");
     assert!(log.contains("1 lines without a source"), "{log}");
 

@@ -212,7 +212,13 @@ fn only_the_first_request_of_a_connection_is_answered(lab: &Lab) {
         "Transfer-Encoding: chunked\r\n\r\n5\r\nhello",
     ] {
         let started = Instant::now();
-        assert_eq!(request(&format!("{head}{body}")).status, 404);
+        let answer = request(&format!("{head}{body}"));
+        assert_eq!(answer.status, 404);
+        assert!(
+            answer
+                .body
+                .starts_with("only GET is served; there are /metrics")
+        );
         let took = started.elapsed();
         assert!(took < Duration::from_secs(1), "{body:?} took {took:?}");
     }

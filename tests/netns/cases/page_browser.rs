@@ -49,8 +49,9 @@ fn page_works_in_a_browser(lab: &Lab) {
         send("239.255.9.9:5000", 16);
     }
     eventually("all flows", true, || {
-        let answer = router.get("/api/v1/flows?limit=1").expect("an answer");
-        answer.body.contains(&format!("\"total\":{FLOWS}"))
+        // A router that is busy with new flows may answer late.
+        let answer = router.get("/api/v1/flows?limit=1");
+        answer.is_ok_and(|answer| answer.body.contains(&format!("\"total\":{FLOWS}")))
     });
     let streams = ["225.1.2.3:5004", "225.1.2.4:5004", "239.1.2.3:5004"];
     let streams = [(0, 400), (1, 150), (2, 60)]

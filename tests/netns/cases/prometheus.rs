@@ -310,8 +310,9 @@ fn assert_panels_have_data(ns: &Ns, file: &str) -> usize {
         for target in panel["targets"].as_array().into_iter().flatten() {
             let expression = target["expr"].as_str().expect("an expression");
             let mut expression = expression.replace("$__rate_interval", "1m");
+            // Other than `.*`, this does not match a label that a series does not have.
             for variable in &variables {
-                expression = expression.replace(variable, ".*");
+                expression = expression.replace(variable, ".+");
             }
             queries += 1;
             let title = panel["title"].as_str().unwrap_or("");
@@ -369,7 +370,7 @@ fn assert_alerts_match_metrics(ns: &Ns, router: &Router) {
             assert!(sample.labels.remove(added).is_some(), "{text}: {added}");
         }
         // Labels with a fixed set of values must have one of them; other labels may have any value.
-        let fixed = ["reason", "actor", "protocol", "plane"];
+        let fixed = ["reason", "actor", "protocol", "plane", "path"];
         let fixed: Vec<(&str, &str)> = (sample.labels.iter())
             .map(|(k, v)| (k.as_str(), v.as_str()))
             .filter(|(k, _)| fixed.contains(k))

@@ -405,4 +405,11 @@ fn record_reports_silence_and_absence(lab: &Lab) {
         .output(BINARY, &words.split(' ').collect::<Vec<_>>());
     assert_eq!(out.status.code(), Some(2), "{out:?}");
     assert!(String::from_utf8_lossy(&out.stderr).contains("no interface `nope`"));
+    // A folder that does not exist is reported before anything is recorded.
+    let words = format!("record in {GROUP} --seconds 1 {path}.d/stream.pcapng");
+    let out = star
+        .rtr
+        .output(BINARY, &words.split(' ').collect::<Vec<_>>());
+    assert_eq!(out.status.code(), Some(2), "{out:?}");
+    assert!(String::from_utf8_lossy(&out.stderr).contains("no file can be created in"));
 }

@@ -1,5 +1,7 @@
 //! `mcastor top` in a terminal of tmux, and as plain lines.
 
+use std::time::Duration;
+
 use super::{cases, route};
 use crate::lab::router::BINARY;
 use crate::lab::{Injector, Lab, Ns, Program, Router, Star, TIMEOUT, Udp, eventually, wait_until};
@@ -124,7 +126,7 @@ fn top_shows_counted_traffic_and_opens_a_flow(lab: &Lab) {
     terminal.expect("1 Interfaces");
     send(&star);
     router.expect_routed("cams", "out2", 60);
-    // Interfaces: 60 packets were received on `in` and sent on each of the others.
+    // Interfaces: 67 packets were received on `in`, and 60 of them sent on each of the others.
     let received = |screen: &str| {
         let row = screen.lines().find(|line| line.starts_with("in "));
         row.is_some_and(|row| row.split_whitespace().any(|word| word == "67"))
@@ -171,6 +173,16 @@ fn top_shows_counted_traffic_and_opens_a_flow(lab: &Lab) {
     assert_eq!(line(&screen, &["no_route"])[0], "7", "{screen}");
     terminal.keys(&["p"]);
     terminal.expect("paused");
+    send(&star);
+    router.expect_dropped("no_route", "in", 14);
+    // Several readings later.
+    std::thread::sleep(Duration::from_secs(1));
+    let screen = terminal.screen();
+    assert_eq!(line(&screen, &["no_route"])[0], "7", "{screen}");
+    terminal.keys(&["p"]);
+    terminal.expect_screen("what was dropped meanwhile", |screen| {
+        line(screen, &["no_route"])[0] == "14"
+    });
     terminal.keys(&["?"]);
     terminal.expect("only rows with these words");
     terminal.keys(&["x", "q"]);
@@ -190,7 +202,7 @@ fn top_finds_a_flow_beyond_those_that_it_reads(lab: &Lab) {
     for n in 0..1500 {
         send(&format!("225.1.{}.{}", n / 200, n % 200), 2);
         if n % 20 == 0 {
-            std::thread::sleep(std::time::Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
     send("225.77.1.1", 1);
@@ -233,8 +245,10 @@ fn top_leaves_the_terminal_as_it_was(lab: &Lab) {
             }
             key => terminal.keys(&[key]),
         }
-        terminal.expect_screen("the earlier screen", |screen| {
-            screen.contains("before") && !screen.contains("Enter: open")
+        // Until it has ended, it takes the keys from the shell.
+        terminal.expect_screen("the earlier screen, with a prompt", |screen| {
+            let has_prompt = screen.trim_end().ends_with("\nready>");
+            screen.contains("before") && !screen.contains("Enter: open") && has_prompt
         });
         let done = format!("done{n}");
         terminal.keys(&[

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::ns::{Lab, Ns};
 use super::program::Program;
 use super::router::BINARY;
-use super::{eventually, wait_until};
+use super::wait_until;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 /// The prefix of an engine's folder, followed by the process id of the test run and a number.
@@ -217,6 +217,24 @@ impl Docker {
         ));
     }
 
+    /// Starts `mcastor run` with these settings in a container that has the network of the host and
+    /// the rights of those in conf/compose: it can read the socket of the engine, and has the
+    /// capability NET_RAW.
+    #[track_caller]
+    pub fn run_router(&self, lab: &Lab, name: &str, settings: &str) {
+        let file = lab.file("container.toml");
+        std::fs::write(&file, self.settings() + settings).expect("settings");
+        lab.log("settings", &file);
+        let socket = self.socket();
+        let options = format!(
+            "--network host --user 0 --cap-drop ALL --cap-add NET_RAW --read-only \
+             --security-opt no-new-privileges:true --volume /run/mcastor \
+             --volume {socket}:{socket}:ro --volume {}:/mcastor.toml:ro",
+            file.display()
+        );
+        self.run_mcastor(name, &options, "run --config /mcastor.toml");
+    }
+
     /// Starts an idle container, for programs that enter its namespace.
     #[track_caller]
     pub fn run_idle(&self, name: &str, options: &str) {
@@ -245,13 +263,12 @@ impl Docker {
     /// Waits until the output of a container contains `text`.
     #[track_caller]
     pub fn wait_for_log(&self, name: &str, text: &str) {
-        eventually(&format!("{name} logs {text:?}"), String::new(), || {
-            let logs = self.logs(name);
-            match logs.contains(text) {
-                true => String::new(),
-                false => logs,
-            }
+        let mut logs = String::new();
+        let has_text = wait_until(super::TIMEOUT, || {
+            logs = self.logs(name);
+            logs.contains(text)
         });
+        assert!(has_text, "{name} does not log {text:?}: {logs}");
     }
 
     /// Waits until a container exits and returns its exit code.

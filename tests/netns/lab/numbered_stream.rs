@@ -1,6 +1,5 @@
 //! A stream of numbered packets at a constant rate, and checks of the numbers that arrived.
 
-use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -147,7 +146,7 @@ pub struct NumberedReceiver {
     stop: Arc<AtomicBool>,
     received: Arc<AtomicU64>,
     socket: Arc<OwnedFd>,
-    lost: Cell<u64>,
+    lost: AtomicU64,
     thread: JoinHandle<NumberedCounts>,
 }
 
@@ -201,7 +200,7 @@ impl NumberedReceiver {
             stop,
             received,
             socket,
-            lost: Cell::new(0),
+            lost: AtomicU64::new(0),
             thread,
         }
     }
@@ -227,8 +226,8 @@ impl NumberedReceiver {
         };
         assert_eq!(rc, 0, "PACKET_STATISTICS");
         // Reading resets the counter.
-        self.lost.set(self.lost.get() + u64::from(statistics[1]));
-        self.lost.get()
+        let lost = u64::from(statistics[1]);
+        self.lost.fetch_add(lost, Ordering::Relaxed) + lost
     }
 
     /// Stops when nothing waits any more.

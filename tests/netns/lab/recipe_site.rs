@@ -32,6 +32,7 @@ pub struct RecipeSite {
     pub rtr: Ns,
     /// The container, 172.20.0.2 and fd20::2.
     pub container: Ns,
+    lan: &'static str,
     bridge: String,
     docker: Option<Docker>,
 }
@@ -45,6 +46,7 @@ impl RecipeSite {
             device: site.device,
             rtr: site.rtr,
             container: containers.remove(0),
+            lan: "eth0",
             bridge: "br0".into(),
             docker: None,
         };
@@ -55,13 +57,17 @@ impl RecipeSite {
         this
     }
 
-    /// Creates a site with a Docker Engine, whose host admits nothing else.
+    /// Creates a site with a Docker Engine, whose host admits nothing else. Port 8000 of the container
+    /// is published as 18000.
     pub fn docker(lab: &Lab, bridge: Bridge) -> Self {
+        Self::docker_beside(lab, "eth0", bridge)
+    }
+
+    /// As [`Self::docker`]. `lan` is the interface of the host to the LAN, as in [`connect_port`].
+    pub fn docker_beside(lab: &Lab, lan: &'static str, bridge: Bridge) -> Self {
         let [device, rtr] = ["device", "rtr"].map(|role| lab.ns(role));
-        connect(
-            LinkEnd::new(&rtr, "eth0", &["10.0.0.1/24", "fd00::1/64"]),
-            LinkEnd::new(&device, "eth0", &["10.0.0.10/24", "fd00::10/64"]),
-        );
+        connect_port(&rtr, lan, &["10.0.0.1/24", "fd00::1/64"], &device);
+        add_addresses(&device, "eth0", &["10.0.0.10/24", "fd00::10/64"]);
         let docker = Docker::start(lab, &rtr);
         drop_input(&rtr);
         let masquerade = "com.docker.network.bridge.enable_ip_masquerade";
@@ -70,12 +76,13 @@ impl RecipeSite {
              --opt {masquerade}={} home",
             bridge == Bridge::Masqueraded
         ));
-        docker.run_idle("app", "--network home");
+        docker.run_idle("app", "--network home --publish 18000:8000");
         let this = Self {
             container: docker.namespace_of(lab, "app"),
             bridge: docker.bridge("home"),
             device,
             rtr,
+            lan,
             docker: Some(docker),
         };
         if bridge == Bridge::Routed {
@@ -99,14 +106,64 @@ impl RecipeSite {
         self.device.ip("route add 172.20.0.0/16 via 10.0.0.1");
     }
 
-    /// Starts the router with the settings of a recipe.
-    pub fn start(&self, lab: &Lab, heading: &str) -> Router {
-        let settings = match &self.docker {
-            Some(docker) => docker.settings() + &recipe(heading),
-            None => recipe(heading).replace("network:home", &self.bridge),
-        };
-        start_on(lab, &self.rtr, &settings, &["eth0", &self.bridge])
+    /// Starts the router with the settings of a recipe. With a Docker Engine, the router is a container
+    /// of this engine, which ends with it, and is not returned.
+    pub fn start(&self, lab: &Lab, heading: &str) -> Option<Router> {
+        let links = [self.lan, "network:home"];
+        self.start_with(lab, &recipe(heading), links)
     }
+
+    /// As [`Self::start`], with other settings and links.
+    pub fn start_with(&self, lab: &Lab, settings: &str, links: [&str; 2]) -> Option<Router> {
+        let bridge = |name: &str| name.replace("network:home", &self.bridge);
+        let links = links.map(bridge);
+        let Some(docker) = &self.docker else {
+            let links = [links[0].as_str(), &links[1]];
+            return Some(start_on(lab, &self.rtr, &bridge(settings), &links));
+        };
+        docker.run_router(lab, "mcastor", settings);
+        for link in links {
+            docker.wait_for_log("mcastor", &format!("taking part on {link}"));
+        }
+        None
+    }
+}
+
+/// Connects a router to `eth0` of a host. `port` is the interface of the router, with these addresses.
+/// One named `vlan` and a number is a VLAN, where the kernel has VLANs.
+pub fn connect_port(rtr: &Ns, port: &str, addresses: &[&str], host: &Ns) {
+    let under = format!("un-{port}");
+    connect(
+        LinkEnd::new(rtr, under.as_str(), &[]),
+        LinkEnd::new(host, "uplink", &[]),
+    );
+    name_link(rtr, &under, port, port);
+    name_link(host, "uplink", "eth0", port);
+    add_addresses(rtr, port, addresses);
+}
+
+/// Gives a link its name, or makes the VLAN of that name on it.
+fn name_link(ns: &Ns, link: &str, name: &str, kind: &str) {
+    let vlan = kind.strip_prefix("vlan").map(|id| {
+        ns.try_ip(&format!(
+            "link add link {link} name {name} type vlan id {id}"
+        ))
+    });
+    if vlan.is_none_or(|made| made.is_err()) {
+        ns.ip_batch(&format!(
+            "link set {link} down\nlink set {link} name {name}\n"
+        ));
+    }
+}
+
+/// Sets an interface up with these addresses.
+pub fn add_addresses(ns: &Ns, name: &str, addresses: &[&str]) {
+    let mut lines = String::new();
+    for address in addresses {
+        let nodad = if address.contains(':') { " nodad" } else { "" };
+        lines += &format!("address add {address} dev {name}{nodad}\n");
+    }
+    ns.ip_batch(&(lines + &format!("link set {name} up\n")));
 }
 
 /// Returns the settings of a recipe: the first block of TOML below a heading of docs/discovery.md.

@@ -79,7 +79,7 @@ fn pause_position(actor: &mut Interface) -> Option<Option<CapturePosition>> {
         return Some(None);
     };
     let position = capture.borrow_mut().position();
-    let position = position.filter(|_| actor.is_all_sent())?;
+    let position = position.filter(|_| actor.forwarders.is_all_sent())?;
     actor.read_kernel_drops();
     Some(Some(position))
 }

@@ -21,7 +21,7 @@ use self::fragmented_answers::FragmentedAnswers;
 use self::sockets::{FrameBatch, LinkSockets, ReservedPorts};
 use crate::actors::child::ChildStart;
 use crate::actors::messages::{
-    ConfigureDiscovery, DiscoveryLinks, DiscoveryReport, DiscoveryStarted, OfferReport,
+    ConfigureDiscovery, DiscoveryLinks, DiscoveryReport, DiscoveryStarted, ObservationReport,
     QueryDiscovery, QuestionReport, RestartChild,
 };
 use crate::actors::shared::{DiscoverySettings, RouterContext};
@@ -29,6 +29,7 @@ use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 use crate::actors::supervisor::Supervisor;
 use crate::discovery::askers::AnswerPort;
 use crate::discovery::link_table::link_table;
+use crate::discovery::observed::{Observation, ObservationKey, ObservationTable};
 use crate::discovery::protocol::DiscoveryProtocol;
 use crate::discovery::relay::DiscoveryRelay;
 use crate::discovery::relayed_message::{DiscoveryMessage, OutgoingMessage};
@@ -278,13 +279,23 @@ impl DiscoveryActor {
         let links = self.relay.links();
         let name = |id: InterfaceId| links.get(&id).map(|link| link.link.name.clone());
         let report = |(position, rule): (usize, &crate::discovery::config::DiscoveryRule)| {
-            let ends = |from: InterfaceId, to: InterfaceId| {
-                let (from_link, to_link) = (links.get(&from)?, links.get(&to)?);
-                let is_covered = rule.covers(&from_link.link, &to_link.link);
-                is_covered.then_some([name(from)?, name(to)?])
+            let covers = |device: InterfaceId, asker: InterfaceId| {
+                let ends = links.get(&device).zip(links.get(&asker));
+                ends.is_some_and(|(device, asker)| rule.covers(&device.link, &asker.link))
             };
-            let offers = self.relay.offers().iter();
-            let offers = offers.filter(|(key, _)| rule.protocols.contains(&key.protocol));
+            let seen = |table: &ObservationTable, is_covered: &dyn Fn(&ObservationKey) -> bool| {
+                let of_protocol = |key: &ObservationKey| rule.protocols.contains(&key.protocol);
+                let seen = table.iter();
+                let seen = seen.filter(|(key, _)| of_protocol(key) && is_covered(key));
+                let report = |(key, observation): (&ObservationKey, &Observation)| {
+                    Some(ObservationReport {
+                        ends: [name(key.from)?, name(key.to)?],
+                        key: key.clone(),
+                        observation: observation.clone(),
+                    })
+                };
+                seen.filter_map(report).collect::<Vec<ObservationReport>>()
+            };
             let questions = self.relay.questions().iter();
             let questions = questions.filter(|(_, question)| question.rule == position);
             let selected = |patterns: &[crate::model::IfPattern]| -> Vec<IfName> {
@@ -297,15 +308,8 @@ impl DiscoveryActor {
                     let patterns = [rule.between.as_slice(), way].concat();
                     selected(&patterns)
                 }),
-                offers: offers
-                    .filter_map(|(key, offer)| {
-                        Some(OfferReport {
-                            ends: ends(key.from, key.to)?,
-                            key: key.clone(),
-                            offer: offer.clone(),
-                        })
-                    })
-                    .collect(),
+                offers: seen(self.relay.offers(), &|key| covers(key.from, key.to)),
+                asked: seen(self.relay.asked(), &|key| covers(key.to, key.from)),
                 questions: questions
                     .filter_map(|(port, question)| {
                         Some(QuestionReport {

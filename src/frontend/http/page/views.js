@@ -262,6 +262,20 @@ const offerColumns = [
   { title: 'Last', order: 'idle_ms', cell: (row) => ago(row, row.idle_ms) },
 ];
 
+const askerColumns = [
+  { title: 'Asker', cell: (row) => html`${row.asker}
+    ${row.mac ? html`<div class="quiet">${row.mac}</div>` : null}` },
+  { title: 'Asks for', cell: (row) => html`${row.instance || row.what || 'anything'}
+    ${row.instance ? html`<div class="quiet">${row.what}</div>` : null}` },
+  { title: 'From', cell: (row) => row.from },
+  { title: 'Asked on', cell: (row) => row.to },
+  { title: 'Protocol', cell: (row) => row.protocol },
+  { title: 'State', cell: (row) => (row.withheld
+    ? html`${state(`withheld: ${row.withheld}`, 'warn')}<div class="quiet">${row.explanation}</div>`
+    : state('asked', 'good')) },
+  { title: 'Last', cell: (row) => ago(row, row.idle_ms) },
+];
+
 const questionColumns = [
   { title: 'Asker', cell: (row) => row.asker },
   { title: 'Protocol', cell: (row) => row.protocol },
@@ -404,6 +418,7 @@ export const VIEWS = [
     content: tableView('offers', 'What devices offer', offerColumns,
       html`Nothing was offered. <code>[[discovery]]</code> in the settings lets devices of one network be found in another.`,
       (page) => [
+        sideTable('askers', 'Who asks for what', askerColumns)(page),
         sideTable('questions', 'Open questions', questionColumns)(page),
         sideTable('protocols', 'How answers come back', protocolColumns)(page),
       ]) },
