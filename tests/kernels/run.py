@@ -39,7 +39,8 @@ TESTS = ["ebpf::", "ebpf_restart::", "gso::", "routes::", "ttl::", "checksums::"
 # Filters of tests/planes: the planes that use the kernel. These tests need the speed of two real
 # processors, on which packets arrive within the system call that sends them.
 PLANE_TESTS = ["packet::", "ebpf::"]
-PLANE_SKIPPED = ["closed_capture_returns", "unread_packets_are_counted", "bridge_with_many_ports"]
+PLANE_SKIPPED = ["closed_capture_returns", "unread_packets_are_counted", "bridge_with_many_ports",
+                 "mode_follows_the_rate", "full_gso_socket_becomes_writable_again"]
 # Tests of VLANs, and of what differs before Linux 6.6.
 SHORT_TESTS = ["packets::vlan", "gso::vlan", "host_environment::vlan", "host_environment::macvlan",
                "gso::gso_packets_are", "ebpf::programs_of_a_killed", "ebpf::gso",
