@@ -1,6 +1,7 @@
 //! Integration with the host: the script of `smcrouted -e`, and notifications to systemd.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -129,34 +130,35 @@ fn run_for_each(path: &PathBuf, events: &Receiver<ScriptEvent>) {
 /// Queues an event for each new flow of a route for more than one (S, G). Searches for flows only
 /// after an interface reported that one started or ended.
 async fn watch_flows(context: Arc<RouterContext>, events: SyncSender<ScriptEvent>) {
-    let mut known = HashSet::new();
-    let mut searched = Instant::now();
+    let mut known = HashMap::new();
+    let began = Instant::now();
     loop {
         context.flow_changes.notified().await;
-        let started = Instant::now();
+        let asked = began.elapsed();
         let flows = query::show(&context, ShowQuery::Flows(FlowQuery::default())).await;
+        let answered = began.elapsed();
         let routes = query::show(&context, ShowQuery::Routes).await;
         if let (Ok(ShowReply::Flows(flows)), Ok(ShowReply::Routes(routes))) = (flows, routes) {
-            for event in new_flows(&mut known, flows, &routes, searched.elapsed()) {
+            for event in new_flows(&mut known, flows, &routes, asked..answered) {
                 enqueue(&events, event);
             }
-            searched = Instant::now();
         }
         // With many flows a search takes long. The pause limits its share of the CPU time.
-        sleep(SEARCH_INTERVAL.max(started.elapsed() * 10)).await;
+        sleep(SEARCH_INTERVAL.max((began.elapsed() - asked) * 10)).await;
     }
 }
 
 /// Ingress interface, source and group of a flow.
 type FlowId = (String, String, String);
 
-/// Returns the events of the `flows` that are not in `known`, or that ended and started again
-/// within `since`, the time since `known` was updated. Updates `known`.
+/// Returns the events of the `flows` that are not in `known`, or that ended and started again.
+/// `known` has the latest time at which each can have started, and is updated. The ages of the flows
+/// are those of a time within `asked`.
 fn new_flows(
-    known: &mut HashSet<FlowId>,
+    known: &mut HashMap<FlowId, Duration>,
     flows: Vec<FlowView>,
     routes: &[RouteView],
-    since: Duration,
+    asked: Range<Duration>,
 ) -> Vec<ScriptEvent> {
     let is_of_wildcard_route = |flow: &FlowView| {
         let name = flow.route.as_ref();
@@ -171,16 +173,26 @@ fn new_flows(
     };
     let flows: Vec<(FlowId, FlowView)> = flows.into_iter().map(with_id).collect();
     let active: HashSet<&FlowId> = flows.iter().map(|(id, _)| id).collect();
-    known.retain(|id| active.contains(id));
+    known.retain(|id, _| active.contains(id));
     let mut events = Vec::new();
     for (id, flow) in flows {
-        let is_restarted = Duration::from_millis(flow.age_ms + 1) < since;
-        if is_of_wildcard_route(&flow) && (is_restarted | known.insert(id)) {
-            events.push(ScriptEvent::Install {
-                source: flow.source,
-                group: flow.group,
-            });
+        if !is_of_wildcard_route(&flow) {
+            continue;
         }
+        let age = Duration::from_millis(flow.age_ms);
+        let latest_start = asked.end.saturating_sub(age);
+        // The age is in whole milliseconds.
+        let earliest_start = asked.start.saturating_sub(age + Duration::from_millis(1));
+        if let Some(known_start) = known.get(&id)
+            && earliest_start <= *known_start
+        {
+            continue;
+        }
+        known.insert(id, latest_start);
+        events.push(ScriptEvent::Install {
+            source: flow.source,
+            group: flow.group,
+        });
     }
     events
 }
@@ -271,22 +283,27 @@ mod tests {
             .unwrap()
         };
         let routes = [route("any", "*"), route("one", "10.0.0.2")];
-        let mut known = HashSet::new();
-        let since = Duration::from_millis(500);
-        let mut count_new = |flows| new_flows(&mut known, flows, &routes, since).len();
-        assert_eq!(count_new(vec![flow("10.0.0.1", Some("any"))]), 1);
-        assert_eq!(count_new(vec![flow("10.0.0.1", Some("any"))]), 0);
-        let restarted = FlowView {
-            age_ms: 300,
+        let mut known = HashMap::new();
+        let ms = Duration::from_millis;
+        let mut asked = ms(1000)..ms(1100);
+        let mut count_new = |flows| {
+            let count = new_flows(&mut known, flows, &routes, asked.clone()).len();
+            asked = asked.start + ms(400)..asked.end + ms(400);
+            count
+        };
+        let aged = |age_ms| FlowView {
+            age_ms,
             ..flow("10.0.0.1", Some("any"))
         };
-        assert_eq!(count_new(vec![restarted]), 1);
+        assert_eq!(count_new(vec![aged(50)]), 1);
+        // The first age was that of 1,100 ms, and this one is that of 1,400 ms.
+        assert_eq!(count_new(vec![aged(350)]), 0);
+        assert_eq!(count_new(vec![aged(750)]), 0);
+        // It started again at 1,900 ms.
+        assert_eq!(count_new(vec![aged(350)]), 1);
         assert_eq!(count_new(vec![flow("10.0.0.1", None)]), 0);
         assert_eq!(
-            count_new(vec![
-                flow("10.0.0.1", Some("any")),
-                flow("10.0.0.2", Some("one"))
-            ]),
+            count_new(vec![aged(1150), flow("10.0.0.2", Some("one"))]),
             0
         );
         assert_eq!(count_new(vec![]), 0);
