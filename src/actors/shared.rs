@@ -127,6 +127,21 @@ pub struct RouterContext {
 }
 
 impl RouterContext {
+    /// Returns a context without rules, on a simulated plane, and the receiver of its requests.
+    #[cfg(test)]
+    pub fn for_test() -> (Arc<Self>, mpsc::Receiver<ProcessRequest>) {
+        let plane = crate::planes::sim::SimPlane::default();
+        Self::new(
+            Catalog::new().expect("metrics"),
+            Planes::new(Box::new(plane), Vec::new()),
+            Rib::default(),
+            Store::in_memory(),
+            MembershipKeeper::default(),
+            1000,
+            "/nowhere/docker.sock".into(),
+        )
+    }
+
     /// Returns a context with these rules, what is in `store`, and a limit of `flows`, and the
     /// receiver of requests to the process. `engine` is the socket of the container engine.
     pub fn new(

@@ -96,24 +96,10 @@ impl ChangedServices {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Catalog;
-    use crate::planes::Planes;
-    use crate::planes::sim::SimPlane;
-    use crate::store::Store;
-    use crate::sys::membership_keeper::MembershipKeeper;
-    use crate::table::Rib;
 
     #[test]
     fn changes_that_routing_did_not_take_are_found_by_the_next_reload() {
-        let (context, _requests) = RouterContext::new(
-            Catalog::new().unwrap(),
-            Planes::new(Box::new(SimPlane::default()), Vec::new()),
-            Rib::default(),
-            Store::in_memory(),
-            MembershipKeeper::default(),
-            1000,
-            "/nowhere/docker.sock".into(),
-        );
+        let (context, _requests) = RouterContext::for_test();
         let variables = [
             ("MCASTOR__DISCOVERY__0__BETWEEN", "eth0,eth1"),
             ("MCASTOR__DISCOVERY__0__PROTOCOLS", "mdns"),

@@ -217,9 +217,8 @@ impl Docker {
         ));
     }
 
-    /// Starts `mcastor run` with these settings in a container that has the network of the host and
-    /// the rights of those in conf/compose: it can read the socket of the engine, and has the
-    /// capability NET_RAW.
+    /// Starts `mcastor run` with these settings in a container with the network of the host. As in
+    /// conf/compose, it has the capability NET_RAW and the socket of the engine.
     #[track_caller]
     pub fn run_router(&self, lab: &Lab, name: &str, settings: &str) {
         let file = lab.file("container.toml");

@@ -61,27 +61,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::metrics::Catalog;
     use crate::mnat::config::JoinSources;
     use crate::mnat::saved::SavedMapping;
     use crate::mnat::{MnatRole, Target};
-    use crate::planes::Planes;
-    use crate::planes::sim::SimPlane;
-    use crate::store::Store;
-    use crate::sys::membership_keeper::MembershipKeeper;
-    use crate::table::Rib;
 
     #[test]
     fn mappings_of_the_former_process_are_routes_before_the_actors_start() {
-        let (context, _requests) = RouterContext::new(
-            Catalog::new().unwrap(),
-            Planes::new(Box::new(SimPlane::default()), Vec::new()),
-            Rib::default(),
-            Store::in_memory(),
-            MembershipKeeper::default(),
-            1000,
-            "/nowhere/docker.sock".into(),
-        );
+        let (context, _requests) = RouterContext::for_test();
         let config = Config {
             role: MnatRole::Egress,
             target: Target {

@@ -143,7 +143,7 @@ fn answers_of_a_moment_ago_are_limited() {
 
 /// An answer may hold an address that has changed since.
 #[test]
-fn answers_of_a_moment_ago_are_forgotten_when_links_change() {
+fn recent_answers_are_forgotten_when_links_change() {
     let (mut relay, now) = (relay(vec![], Default::default()), Instant::now());
     sent_by(&mut relay, now, (2, "10.0.2.9"), &http_response("shelf"));
     relay.set_links(links(), PublishedPorts::new(), &mut AnyPort::default());

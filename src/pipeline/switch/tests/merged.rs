@@ -171,7 +171,7 @@ fn held_packets_leave_before_those_of_a_merge_that_replaces_theirs() {
 }
 
 #[test]
-fn held_packets_are_counted_when_the_interface_has_no_routes_any_more() {
+fn packets_held_when_the_last_route_ends_are_counted() {
     let mut paths = Paths::new(rules());
     paths.run(0, &[1, 3].map(|n| numbered(0, n)));
     let mut other = fib(Vec::new());
